@@ -1,0 +1,48 @@
+"""Tokenised examples without padding, and the padded batches cut from them.
+
+One `Examples` holds a whole training or evaluation set as flat arrays, example i being the tokens from `offsets[i]`
+to `offsets[i + 1]`. An example's place in it is its `index`, under which the banks and the teacher's logits are kept.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A tokenised set.
+
+    `input_ids` and `token_type_ids`: (tokens,); `offsets`: (examples + 1,), from 0; `labels`: one (examples,) tensor
+    per classification, that is one for a sentence task and two, start and end position, for a span.
+    """
+
+    input_ids: np.ndarray
+    token_type_ids: np.ndarray
+    offsets: np.ndarray
+    labels: tuple[torch.Tensor, ...]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example, (examples,)."""
+        return np.diff(self.offsets)
+
+    def inputs(self, index: np.ndarray, length: int | None = None) -> dict[str, torch.Tensor]:
+        """The padded model inputs of the examples `index`, each (batch, length).
+
+        `length` defaults to the longest of them; padding is token 0, BERT's [PAD].
+        """
+        starts, lengths = self.offsets[index], self.offsets[np.asarray(index) + 1] - self.offsets[index]
+        length = int(lengths.max()) if length is None else length
+        real = np.arange(length) < lengths[:, None]
+        tokens = (starts[:, None] + np.arange(length))[real]
+        padded = {"attention_mask": torch.from_numpy(real.astype(np.int64))}
+        for name in ("input_ids", "token_type_ids"):
+            values = np.zeros(real.shape, dtype=np.int64)
+            values[real] = getattr(self, name)[tokens]
+            padded[name] = torch.from_numpy(values)
+        return padded

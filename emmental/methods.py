@@ -1,0 +1,27 @@
+"""The table of pruning methods: what each one ranks or compares, and what its threshold means.
+
+Movement pruning (arXiv 2005.07683) calls them hard (topK) and soft (sigmoied_threshold) movement pruning; CAP-m and
+CAP-soft (arXiv 2112.07198, section 4.1) train with the same masks. Everything that depends on a method asks this table. It imports no
+torch, so that flags can be checked against it in a moment.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Method:
+    """How one pruning method turns a matrix into a mask."""
+
+    scored: bool = True  # learns a score per weight (else the weight's own magnitude counts)
+    ranked: bool = False  # the threshold is the fraction kept (else it is a value to exceed)
+    sigmoid: bool = False  # the threshold is compared with sigmoid(score)
+    smooth: bool = False  # the mask is a differentiable function of the score, with no threshold
+
+
+METHODS = {
+    "topK": Method(ranked=True),
+    "threshold": Method(),
+    "sigmoied_threshold": Method(sigmoid=True),  # the released spelling, part of every published command
+    "magnitude": Method(scored=False, ranked=True),
+    "l0": Method(smooth=True),
+}
