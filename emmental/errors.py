@@ -1,9 +1,24 @@
 """The one error that a user's input can cause: a bad flag, file, folder or checkpoint.
 
 The scripts print it as one line and exit with status 2; anything else that is raised is a fault of the program.
-This module imports nothing, so that every reader and check can use it before torch is loaded.
+This module imports no more than the standard library, so that every check can use it before torch is loaded.
 """
+
+import os
+import sys
+from collections.abc import Callable
 
 
 class InputError(Exception):
     """Bad input from the user; the message is one line that names the flag, or the file and the line in it."""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a script's `main`, turning an InputError into one line on stderr and exit status 2."""
+    try:
+        main()
+    except InputError as error:
+        script, line = os.path.basename(sys.argv[0]), " ".join(str(error).split())
+        where = f" [process {os.environ['RANK']}]" if "RANK" in os.environ else ""
+        print(f"{script}: error:{where} {line}", file=sys.stderr)
+        sys.exit(2)

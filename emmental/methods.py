@@ -1,7 +1,7 @@
 """The table of pruning methods: what each one ranks or compares, and what its threshold means.
 
-Movement pruning (arXiv 2005.07683) calls them hard (topK) and soft (sigmoied_threshold) movement pruning; CAP-m and
-CAP-soft (arXiv 2112.07198, section 4.1) train with the same masks. Everything that depends on a method asks this table. It imports no
+Movement pruning (arXiv 2005.07683) calls them hard (topK) and soft (sigmoied_threshold); CAP-m and CAP-soft
+(arXiv 2112.07198) train with the same masks. Everything that depends on a method asks this table, which needs no
 torch, so that flags can be checked against it in a moment.
 """
 

@@ -1,0 +1,283 @@
+"""The flags of both scripts, in groups that check themselves, with the released names and defaults.
+
+No torch here: a bad flag is answered in a moment, in one line that names it. What depends on files (the number of
+examples, the teacher's config) is checked where those are read.
+"""
+
+import argparse
+import os
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import NoReturn
+
+from emmental.errors import InputError
+from emmental.methods import METHODS
+
+BANKS = ("pretrained", "finetuned", "snapshots")  # PrC, FiC, SnC
+
+
+def flag(default, text: str, choices=None, nargs=None, kind=None, free=False):
+    """One command line flag; `kind` is given where the default does not tell its type.
+
+    `free`: a resumed run may change it, since no number of the training depends on it.
+    """
+    kind = kind or type(default)
+    default = (
+        {"default_factory": lambda: list(values)} if isinstance(values := default, tuple) else {"default": default}
+    )
+    return field(**default, metadata={"help": text, "choices": choices, "nargs": nargs, "kind": kind, "free": free})
+
+
+def refuse(wrong: bool, message: str) -> None:
+    if wrong:
+        raise InputError(message)
+
+
+@dataclass
+class ModelArguments:
+    """Which model, on which device, to where."""
+
+    model_type: str = flag("masked_bert", "bert fine-tunes a dense model, a teacher", ("masked_bert", "bert"))
+    model_name_or_path: str = flag("", "a model's folder, or its name on the Hub (required)", free=True)
+    config_name: str = flag("", "another folder's config", free=True)
+    tokenizer_name: str = flag("", "another folder's tokenizer", free=True)
+    cache_dir: str = flag("", "where downloads and tokenised sets are kept (default: Hugging Face's)", free=True)
+    output_dir: str = flag("", "where results, checkpoints and the model go (required)", free=True)
+    do_train: bool = flag(False, "train", free=True)
+    do_eval: bool = flag(False, "evaluate at the end; alone: evaluate the model of --model_name_or_path", free=True)
+    do_lower_case: bool = flag(False, "lower-case the text, whatever the tokenizer's own files say")
+    max_seq_length: int = flag(128, "longest input in tokens; the rest is cut off")
+    pad_to_max_length: bool = flag(False, "compute every position of inputs padded to the full length, as released")
+    resume_from_checkpoint: str = flag(
+        "", "a checkpoint's folder, or auto: the newest complete one of output_dir", free=True
+    )
+    overwrite_output_dir: bool = flag(False, "let a run write into a folder that holds files", free=True)
+    overwrite_cache: bool = flag(False, "tokenise again", free=True)
+    no_cuda: bool = flag(False, "stay on the CPU", free=True)
+    seed: int = flag(42, "of initial weights, data order, extra examples and dropout")
+
+    def __post_init__(self):
+        refuse(not self.model_name_or_path, "--model_name_or_path is required")
+        refuse(not self.output_dir, "--output_dir is required")
+        refuse(not (self.do_train or self.do_eval), "nothing to do: give --do_train, --do_eval or both")
+        refuse(self.max_seq_length < 4, f"--max_seq_length {self.max_seq_length}: at least 4")
+        refuse(self.seed < 0, f"--seed {self.seed}: at least 0")
+        refuse(
+            os.path.exists(self.output_dir) and not os.path.isdir(self.output_dir),
+            f"--output_dir {self.output_dir}: is a file, not a folder",
+        )
+        self.check_output_dir()
+
+    def check_output_dir(self) -> None:
+        """A training run starts in an empty folder, unless told otherwise."""
+        used = self.do_train and os.path.isdir(self.output_dir) and os.listdir(self.output_dir)
+        message = f"--output_dir {self.output_dir} is not empty; --overwrite_output_dir writes into it all the same"
+        refuse(bool(used) and not (self.overwrite_output_dir or self.resume_from_checkpoint), message)
+        existing = Path(self.output_dir)
+        while not existing.exists():
+            existing = existing.parent
+        refuse(not os.access(existing, os.W_OK), f"--output_dir {self.output_dir}: {existing} is not writable")
+
+    @property
+    def masked(self) -> bool:
+        return self.model_type == "masked_bert"
+
+
+@dataclass
+class TrainingArguments:
+    """Optimisation, its length, and what is logged and saved on the way."""
+
+    per_gpu_train_batch_size: int = flag(8, "examples per process and batch", free=True)
+    per_gpu_eval_batch_size: int = flag(
+        8, "kept for old commands; passes without order cut their batches by tokens", free=True
+    )
+    learning_rate: float = flag(5e-5, "peak learning rate of the weights")
+    mask_scores_learning_rate: float = flag(1e-2, "peak learning rate of the mask scores")
+    weight_decay: float = flag(0.0, "decoupled; not for biases, LayerNorm weights and scores")
+    adam_epsilon: float = flag(1e-8, "AdamW's epsilon, outside the bias correction")
+    max_grad_norm: float = flag(1.0, "gradients of weights and scores are clipped jointly to this norm")
+    num_train_epochs: float = flag(3.0, "may be fractional")
+    max_steps: int = flag(-1, "optimizer steps, in place of epochs")
+    warmup_steps: int = flag(0, "warm-up of the learning rate, and the unit of initial_warmup and final_warmup")
+    warmup_epochs: float = flag(0.0, "the same in epochs, in place of warmup_steps")
+    gradient_accumulation_steps: int = flag(1, "batches per optimizer step")
+    evaluate_during_training: bool = flag(False, "evaluate every logging_steps", free=True)
+    logging_steps: int = flag(50, "optimizer steps between log lines", free=True)
+    save_steps: int = flag(50, "optimizer steps between checkpoints; 0: none", free=True)
+    save_total_limit: int = flag(0, "checkpoints to keep, the newest ones; 0: all", free=True)
+    eval_all_checkpoints: bool = flag(False, "evaluate every checkpoint of output_dir at the end", free=True)
+    fp16: bool = flag(False, "float16 autocast with loss scaling (GPU)")
+    bf16: bool = flag(False, "bfloat16 autocast")
+    tf32: bool = flag(False, "TF32 matrix products on GPUs that have them")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("per_gpu_train_batch_size", "per_gpu_eval_batch_size", "gradient_accumulation_steps"):
+            refuse(getattr(self, name) < 1, f"--{name} {getattr(self, name)}: at least 1")
+        for name in ("learning_rate", "mask_scores_learning_rate", "weight_decay", "warmup_steps", "warmup_epochs"):
+            refuse(not 0 <= getattr(self, name) < float("inf"), f"--{name} {getattr(self, name)}: at least 0")
+        for name in ("adam_epsilon", "max_grad_norm", "num_train_epochs"):
+            refuse(not 0 < getattr(self, name) < float("inf"), f"--{name} {getattr(self, name)}: above 0")
+        for name in ("logging_steps", "save_steps", "save_total_limit"):
+            refuse(getattr(self, name) < 0, f"--{name} {getattr(self, name)}: at least 0 (0: never)")
+        refuse(self.max_steps < 1 and self.max_steps != -1, f"--max_steps {self.max_steps}: at least 1, or -1 for none")
+        both = bool(self.warmup_steps and self.warmup_epochs)
+        refuse(both, "--warmup_steps and --warmup_epochs: one of them, not both")
+        refuse(self.fp16 and self.bf16, "--fp16 and --bf16: one of them, not both")
+        refuse(self.fp16 and self.no_cuda, "--fp16 needs a GPU; on a CPU use --bf16 or neither")
+
+
+@dataclass
+class PruningArguments:
+    """Masks, their schedule and the penalty on their scores."""
+
+    pruning_method: str = flag("topK", "how scores become masks", tuple(METHODS))
+    mask_init: str = flag("constant", "the scores at the start", ("constant", "uniform", "kaiming"))
+    mask_scale: float = flag(0.0, "the constant, or the uniform range")
+    initial_threshold: float = flag(1.0, "fraction kept, or value to exceed, at the start")
+    final_threshold: float = flag(0.7, "the same at the end")
+    initial_warmup: int = flag(1, "warm-ups before the threshold moves")
+    final_warmup: int = flag(2, "warm-ups after it has stopped")
+    regularization: str = flag("null", "penalty on the scores", ("l0", "l1", "null"))
+    final_lambda: float = flag(0.0, "weight of the penalty at the end")
+    global_topk: bool = flag(False, "one cut for all matrices; with --pruning_method threshold")
+    global_topk_frequency_compute: int = flag(25, "optimizer steps between two cuts")
+
+    def __post_init__(self):
+        super().__post_init__()
+        method, name = METHODS[self.pruning_method], self.pruning_method
+        fraction = method.ranked or method.sigmoid or self.global_topk
+        for which in ("initial_threshold", "final_threshold"):
+            value = getattr(self, which)
+            low, high = (0, 1) if fraction else (-1e30, 1e30)
+            refuse(not low <= value <= high, f"--{which} {value}: between {low:g} and {high:g} with {name}")
+        for which in ("initial_warmup", "final_warmup"):
+            refuse(getattr(self, which) < 0, f"--{which} {getattr(self, which)}: at least 0")
+        refuse(not 0 <= self.mask_scale < 1e30, f"--mask_scale {self.mask_scale}: at least 0")
+        refuse(not 0 <= self.final_lambda < 1e30, f"--final_lambda {self.final_lambda}: at least 0")
+        penalised = self.regularization != "null"
+        refuse(penalised and not method.scored, f"--regularization {self.regularization}: {name} has no scores")
+        refuse(bool(self.final_lambda) and not penalised, "--final_lambda needs --regularization l1 or l0")
+        unscaled = bool(self.final_lambda) and self.final_threshold == 0
+        refuse(unscaled, "--final_threshold 0: lambda is final_lambda * threshold / final_threshold; give another")
+        refuse(self.global_topk and name != "threshold", f"--global_topk needs --pruning_method threshold, not {name}")
+        every = self.global_topk_frequency_compute
+        refuse(every < 1, f"--global_topk_frequency_compute {every}: at least 1")
+
+
+@dataclass
+class ContrastiveArguments:
+    """PrC, SnC and FiC."""
+
+    use_contrastive_loss: bool = flag(False, "add the contrastive losses")
+    contrast_with: list[str] = flag(BANKS, "the banks to contrast with", BANKS, "+", str)
+    contrastive_temperature: float = flag(0.01, "of the contrastive softmax")
+    extra_examples: int = flag(512, "rows of other examples drawn from each bank for each batch")
+    cl_unsupervised_loss_weight: float = flag(0.1, "attraction to the same example")
+    alignrep: str = flag("mean-pooling", "what represents a text", ("cls", "mean-pooling"))
+    cl_normalization: str = flag("released", "released divides by the positives twice", ("released", "supcon"))
+    bank_dtype: str = flag("float32", "float16 halves the banks' memory", ("float32", "float16"))
+    snapshot_mode: str = flag("train", "encode snapshots with dropout on (train, as released)", ("train", "eval"))
+
+    def __post_init__(self):
+        super().__post_init__()
+        positive = 0 < self.contrastive_temperature < float("inf")
+        refuse(not positive, f"--contrastive_temperature {self.contrastive_temperature}: above 0")
+        refuse(self.extra_examples < 0, f"--extra_examples {self.extra_examples}: at least 0")
+        weight = self.cl_unsupervised_loss_weight
+        refuse(not 0 <= weight < float("inf"), f"--cl_unsupervised_loss_weight {weight}: at least 0")
+
+    @property
+    def banks(self) -> tuple[str, ...]:
+        """The banks this run contrasts with, in the order of BANKS."""
+        return tuple(name for name in BANKS if self.use_contrastive_loss and name in self.contrast_with)
+
+
+@dataclass
+class DistillationArguments:
+    """The fine-tuned teacher."""
+
+    use_distill: bool = flag(False, "distil the teacher")
+    teacher_type: str = flag("bert", "bert, or masked_bert for a pruned teacher", ("bert", "masked_bert"))
+    teacher_name_or_path: str = flag("", "the fine-tuned teacher's folder or name on the Hub", free=True)
+    ce_loss_weight: float = flag(1.0, "weight of the task's own loss")
+    distill_loss_weight: float = flag(0.0, "weight of distillation")
+    temperature: float = flag(2.0, "softens both distributions in distillation")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("ce_loss_weight", "distill_loss_weight"):
+            refuse(not 0 <= getattr(self, name) < float("inf"), f"--{name} {getattr(self, name)}: at least 0")
+        refuse(not 0 < self.temperature < float("inf"), f"--temperature {self.temperature}: above 0")
+        if self.do_train and self.masked and not self.teacher_name_or_path:
+            refuse(self.use_distill, "--use_distill needs --teacher_name_or_path")
+            without = "--use_contrastive_loss needs --teacher_name_or_path for the finetuned bank; "
+            refuse("finetuned" in self.banks, without + "--contrast_with pretrained snapshots does without a teacher")
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.do_train and self.masked and (self.use_distill or "finetuned" in self.banks)
+
+
+class CommonArguments(DistillationArguments, ContrastiveArguments, PruningArguments, TrainingArguments, ModelArguments):
+    """Every flag that both scripts have."""
+
+
+@dataclass
+class GlueArguments(CommonArguments):
+    """masked_run_glue.py"""
+
+    task_name: str = flag("", "one of the nine GLUE tasks (required)")
+    data_dir: str = flag("", "folder of the official TSV files; default: nyu-mll/glue from the Hub", free=True)
+    cl_supervised_loss_weight: float = flag(2.0, "attraction to examples of the same label")
+
+    def __post_init__(self):
+        super().__post_init__()
+        weight = self.cl_supervised_loss_weight
+        refuse(not 0 <= weight < float("inf"), f"--cl_supervised_loss_weight {weight}: at least 0")
+        refuse(not self.task_name, "--task_name is required")
+
+
+@dataclass
+class SquadArguments(CommonArguments):
+    """masked_run_squad.py"""
+
+    train_file: str = flag("", "SQuAD JSON to train on; default: rajpurkar/squad from the Hub", free=True)
+    predict_file: str = flag("", "SQuAD JSON to evaluate on; default likewise", free=True)
+    data_dir: str = flag("", "folder of train-v1.1.json and dev-v1.1.json (v2.0 likewise)", free=True)
+    max_seq_length: int = flag(384, "longest window, question included, in tokens")
+    doc_stride: int = flag(128, "tokens between the starts of two windows of a passage")
+    max_query_length: int = flag(64, "longest question in tokens; the rest is cut off")
+    version_2_with_negative: bool = flag(False, "SQuAD v2.0: some questions have no answer")
+    null_score_diff_threshold: float = flag(0.0, "no answer if the null score leads by more than this", free=True)
+    n_best_size: int = flag(20, "candidates per question", free=True)
+    max_answer_length: int = flag(30, "longest answer in tokens", free=True)
+    verbose_logging: bool = flag(False, "name every question that reading found fault with", free=True)
+    threads: int = flag(1, "processes that tokenise", free=True)
+    logging_steps: int = flag(500, "optimizer steps between log lines", free=True)
+    save_steps: int = flag(500, "optimizer steps between checkpoints; 0: none", free=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("doc_stride", "max_query_length", "n_best_size", "max_answer_length", "threads"):
+            refuse(getattr(self, name) < 1, f"--{name} {getattr(self, name)}: at least 1")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def parse(kind: type, argv: list[str] | None = None):
+    """Reads the command line into a `kind`, a dataclass of flags; InputError in one line for what is wrong."""
+    parser = _Parser(description=kind.__doc__, allow_abbrev=False)
+    for item in fields(kind):
+        about = dict(item.metadata)
+        default = item.default if item.default is not MISSING else item.default_factory()
+        text = about["help"] + ("" if default in ("", False) else f" (default: {default})")
+        if about["kind"] is bool:
+            parser.add_argument(f"--{item.name}", action="store_true", help=text)
+        else:
+            given = {key: about[key] for key in ("choices", "nargs") if about[key]}
+            parser.add_argument(f"--{item.name}", type=about["kind"], default=default, help=text, **given)
+    return kind(**vars(parser.parse_args(argv)))

@@ -1,0 +1,341 @@
+"""What both scripts do once their data are read: load, fill the banks, train, evaluate, save.
+
+This is the one module below the scripts that knows the flags; it hands every other function the values it needs.
+"""
+
+import shutil
+import signal
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from functools import partial
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+from tqdm import tqdm
+
+from emmental import checkpoint, processes
+from emmental.arguments import CommonArguments
+from emmental.bank import Bank
+from emmental.counting import count
+from emmental.encoding import encode_epoch, fill_from_teacher, restore_from_teacher
+from emmental.errors import InputError
+from emmental.examples import Examples
+from emmental.logs import Log, Losses, write_json
+from emmental.masked_bert import MaskedBert, MaskedBertConfig, fold
+from emmental.masked_linear import set_threshold
+from emmental.objective import objective
+from emmental.packing import set_packing
+from emmental.plan import Plan
+from emmental.sparsity import global_cut, regularization, schedule_threshold
+from emmental.training import Precision, Progress, Record, build_optimizer, rate_factor, train
+
+
+def prepare(args: CommonArguments) -> Precision:
+    """Quiets the libraries, seeds, joins the other processes, and chooses device and precision."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    device = processes.start(args.no_cuda)
+    if args.fp16 and device.type == "cpu":
+        raise InputError("--fp16 needs a GPU, and there is none; on a CPU use --bf16 or neither")
+    torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
+    return Precision(device, torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else None)
+
+
+def load(model_class: type[MaskedBert], name: str, config_name: str = "", **settings) -> MaskedBert:
+    """A model by transformers' `from_pretrained`, with `settings` in place of its config's."""
+    config = MaskedBertConfig.from_pretrained(config_name or name, **settings)
+    return model_class.from_pretrained(name, config=config)
+
+
+def load_tokenizer(args: CommonArguments):
+    """The model's fast tokenizer; --do_lower_case lower-cases whatever its files say."""
+    settings = {"do_lower_case": True} if args.do_lower_case else {}
+    name = args.tokenizer_name or args.model_name_or_path
+    return transformers.AutoTokenizer.from_pretrained(name, cache_dir=args.cache_dir or None, **settings)
+
+
+def cache_folder(args: CommonArguments) -> Path:
+    """Where tokenised sets are kept."""
+    return Path(args.cache_dir or datasets.config.HF_DATASETS_CACHE) / "emmental"
+
+
+def build(args: CommonArguments, model_class: type[MaskedBert], labels: tuple[str, ...] | None) -> MaskedBert:
+    """The model that the flags describe: masked or dense to be trained, or one to be evaluated as it was saved.
+
+    `labels` are the task's label names, () for a regression, None for a span.
+    """
+    settings: dict = {"alignrep": args.alignrep}
+    if labels:
+        settings |= {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+    elif labels is not None:
+        settings["num_labels"] = 1
+    if args.do_train and args.masked:
+        masks = {name: getattr(args, name) for name in ("pruning_method", "mask_init", "mask_scale")}
+        return load(model_class, args.model_name_or_path, args.config_name, threshold=None, **masks, **settings)
+    saved, _ = MaskedBertConfig.get_config_dict(args.config_name or args.model_name_or_path)
+    if args.do_train or saved["model_type"] != "masked_bert":
+        settings["pruning_method"] = None
+    return load(model_class, args.model_name_or_path, args.config_name, **settings)
+
+
+def settle(args: CommonArguments, model: MaskedBert) -> None:
+    """Sets the masks that a model in training is evaluated and saved with, those of the final threshold."""
+    if model.config.pruning_method is not None and args.do_train:
+        cut = global_cut(model, args.final_threshold) if args.global_topk else args.final_threshold
+        model.config.threshold = cut
+        set_threshold(model, cut)
+
+
+def comparable(args: CommonArguments, plan: Plan, examples: Examples) -> dict:
+    """What a resumed run must have in common with the one it goes on from; of batch and processes, the product."""
+    fixed = {item.name: getattr(args, item.name) for item in fields(args) if not item.metadata["free"]}
+    text = zlib.crc32(examples.input_ids.tobytes())
+    return {**fixed, "global_batch_size": plan.batch_size, "examples": len(examples), "text": text}
+
+
+def pruning_schedule(args: CommonArguments, plan: Plan, warmup_steps: int, first_step: int):
+    """Threshold and lambda as a function of the optimizer step from 0."""
+    values = (args.initial_threshold, args.final_threshold, args.initial_warmup, args.final_warmup, args.final_lambda)
+    return lambda step: schedule_threshold(step + first_step, plan.total_steps, warmup_steps, *values)
+
+
+def scalars(args: CommonArguments, model: MaskedBert, record: Record, losses: dict[str, float]) -> dict[str, float]:
+    """One log line: the schedule, what remains, the learning rates, the mean of every loss part."""
+    line = {"learning_rate/weights": args.learning_rate * record.rate, "grad_norm": float(record.grad_norm)}
+    if args.masked:
+        line |= {"threshold": record.threshold, "lambda": record.regu_lambda}
+        line["remaining_weights"] = count(model).remaining
+        line["learning_rate/mask_scores"] = args.mask_scores_learning_rate * record.rate
+    return line | losses
+
+
+@contextmanager
+def bars(plan: Plan, done: int):
+    """Progress bars of epochs and steps; yields what a finished step is told to, and what stands beside the bar."""
+    quiet = processes.rank() > 0
+    per_epoch, epochs = plan.steps_per_epoch, -(-plan.total_steps // plan.steps_per_epoch)
+    with (
+        tqdm(total=epochs, initial=done // per_epoch, desc="epochs", unit="epoch", disable=quiet) as outer,
+        tqdm(total=plan.total_steps, initial=done, desc="steps", unit="step", disable=quiet) as inner,
+    ):
+
+        def advance(step: int, beside: dict[str, str]) -> None:
+            inner.update()
+            if beside:
+                inner.set_postfix(beside)
+            if step % per_epoch == 0 or step == plan.total_steps:
+                outer.update()
+
+        yield advance
+
+
+class Stop:
+    """Remembers SIGTERM or SIGINT until the step is done; `received` is the signal's number, or 0."""
+
+    def __init__(self):
+        self.received = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda received, _: setattr(self, "received", received))
+
+    def leave(self, number: int, folder: Path) -> None:
+        if processes.rank() == 0:
+            print(f"stopped by {signal.Signals(number).name}; go on with --resume_from_checkpoint {folder}")
+        sys.exit(128 + number)
+
+
+def teach(
+    args: CommonArguments, session: checkpoint.Session, examples: Examples, precision: Precision, resumed: Path | None
+) -> tuple[torch.Tensor, ...] | None:
+    """Fills the teacher's bank, by one pass or from a resumed run's files; returns the logits to be distilled."""
+    if not args.needs_teacher:
+        return None
+    bank = session.banks["finetuned"]
+    if resumed:
+        logits = restore_from_teacher(bank, checkpoint.read_state(resumed)["banks"]["finetuned"])
+    else:
+        own = {} if args.teacher_type == "masked_bert" else {"pruning_method": None}
+        teacher = load(type(session.model), args.teacher_name_or_path, alignrep=args.alignrep, **own)
+        set_packing(teacher, not args.pad_to_max_length)
+        logits = fill_from_teacher(bank, teacher.to(precision.device), examples, precision, full_length(args))
+    return logits if args.use_distill else None
+
+
+def full_length(args: CommonArguments) -> int | None:
+    """The length to which every input is padded, if to any."""
+    return args.max_seq_length if args.pad_to_max_length else None
+
+
+def fit(
+    args: CommonArguments,
+    session: checkpoint.Session,
+    plan: Plan,
+    examples: Examples,
+    teacher_logits: tuple[torch.Tensor, ...] | None,
+    precision: Precision,
+    *,
+    first_step: int,
+    supervised_weight: float,
+):
+    """The records of a training run, with all that the flags say of it."""
+    banks = {name: session.banks[name] for name in args.banks}
+    warmup = plan.warmup_steps(args.warmup_steps, args.warmup_epochs)
+    return train(
+        session.model,
+        examples,
+        banks,
+        teacher_logits,
+        session.optimizer,
+        plan,
+        session.progress,
+        schedule=pruning_schedule(args, plan, warmup, first_step) if args.masked else None,
+        rate=partial(rate_factor, warmup_steps=warmup, total_steps=plan.total_steps),
+        encode=partial(
+            encode_epoch,
+            banks=banks,
+            model=session.model,
+            examples=examples,
+            precision=precision,
+            length=full_length(args),
+            snapshot_mode=args.snapshot_mode,
+        ),
+        objective=partial(
+            objective,
+            ce_weight=args.ce_loss_weight if args.masked else 1.0,
+            distill_weight=args.distill_loss_weight,
+            distill_temperature=args.temperature,
+            temperature=args.contrastive_temperature,
+            unsupervised_weight=args.cl_unsupervised_loss_weight,
+            supervised_weight=supervised_weight,
+            normalization=args.cl_normalization,
+        ),
+        penalty=partial(regularization, mode=args.regularization) if args.regularization != "null" else None,
+        global_topk_every=args.global_topk_frequency_compute if args.global_topk else None,
+        extra_examples=args.extra_examples,
+        supervised=bool(supervised_weight),
+        epsilon=args.adam_epsilon,
+        max_grad_norm=args.max_grad_norm,
+        precision=precision,
+        length=full_length(args),
+    )
+
+
+def follow(args: CommonArguments, records, session: checkpoint.Session, plan: Plan, tokenizer, evaluate) -> None:
+    """Drives a training run to its end: logs, evaluates and saves on the way, and stops when asked to."""
+    output_dir, losses, stop = Path(args.output_dir), session.losses, Stop()
+    log = Log(output_dir if processes.rank() == 0 else None, session.progress.step)
+    with bars(plan, session.progress.step) as advance:
+        for record in records:
+            losses.add(record.parts)
+            ended, line = record.step == plan.total_steps, {}
+            if ended or (args.logging_steps and record.step % args.logging_steps == 0):
+                line = scalars(args, session.model, record, losses.means(record.step))
+                log.scalars(record.step, line)
+                if args.evaluate_during_training and not ended:
+                    settle(args, session.model)
+                    results = evaluate(session.model, output_dir)
+                    log.scalars(record.step, {f"eval/{name}": value for name, value in results.items()})
+            shown = {"loss": "loss/total", "remaining": "remaining_weights"}
+            advance(record.step, {name: f"{line[key]:.4g}" for name, key in shown.items() if key in line})
+            stopped = 0 if ended else processes.agreed(stop.received, session.device)
+            if stopped or (args.save_steps and record.step % args.save_steps == 0):
+                settle(args, session.model)
+                checkpoint.save(output_dir / f"checkpoint-{record.step}", session, tokenizer)
+                checkpoint.prune(output_dir, args.save_total_limit)
+            if stopped:
+                stop.leave(stopped, output_dir / f"checkpoint-{record.step}")
+    log.close()
+
+
+def run(
+    args: CommonArguments,
+    model_class: type[MaskedBert],
+    labels: tuple[str, ...] | None,
+    tokenizer,
+    plan: Plan | None,
+    examples: Examples | None,
+    evaluate: Callable[[MaskedBert, Path], dict[str, float]],
+    precision: Precision,
+    *,
+    first_step: int,
+    supervised_weight: float,
+) -> None:
+    """Trains (with a `plan` and its `examples`) and evaluates, as the flags say, and leaves the results.
+
+    `labels` are the task's label names, () for a regression, None for a span; `evaluate` takes a model and the folder
+    for its files; `first_step` is the number of the first step in the threshold's schedule.
+    """
+    started, output_dir, main = time.time(), Path(args.output_dir), processes.rank() == 0
+    resumed = None
+    if args.do_train and args.resume_from_checkpoint:
+        resumed = checkpoint.find(args.resume_from_checkpoint, output_dir)
+        if resumed:
+            checkpoint.check_arguments(resumed, comparable(args, plan, examples))
+    torch.manual_seed(args.seed)
+    model = build(args, model_class, labels).to(precision.device)
+    set_packing(model, not args.pad_to_max_length)
+    torch.manual_seed(args.seed + processes.rank())  # every process has its own dropout
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if main:
+        write_json(asdict(args), output_dir / "arguments.json")
+    if args.do_train:
+        session = open_session(args, model, plan, examples, precision.device)
+        teacher_logits = teach(args, session, examples, precision, resumed)
+        if resumed:
+            checkpoint.restore(resumed, session)
+        shape = {"first_step": first_step, "supervised_weight": supervised_weight}
+        records = fit(args, session, plan, examples, teacher_logits, precision, **shape)
+        follow(args, records, session, plan, tokenizer, evaluate)
+        settle(args, model)
+        if main:
+            (model if args.masked else fold(model)).save_pretrained(output_dir)
+            tokenizer.save_pretrained(output_dir)
+            if not any(output_dir.glob("checkpoint-*")):
+                shutil.rmtree(output_dir / "banks", ignore_errors=True)  # nothing is left that could go on from them
+    results = evaluate(model, output_dir) if args.do_eval else {}
+    if model.config.pruning_method is not None:
+        counted = count(model)
+        results |= {"remaining_weights": counted.remaining, "remaining_weights_released": counted.remaining_released}
+    if args.eval_all_checkpoints and args.do_eval:
+        results["checkpoints"] = evaluate_checkpoints(args, model_class, precision, evaluate)
+    if main:
+        results["seconds"] = time.time() - started
+        report(results, output_dir)
+
+
+def evaluate_checkpoints(args, model_class, precision: Precision, evaluate) -> dict[str, dict[str, float]]:
+    """The results of every complete checkpoint of output_dir, by its step."""
+    results = {}
+    for folder in reversed(checkpoint.complete(Path(args.output_dir))):
+        saved = {} if args.masked else {"pruning_method": None}
+        model = load(model_class, str(folder), **saved).to(precision.device)
+        set_packing(model, not args.pad_to_max_length)
+        results[str(checkpoint.read_state(folder)["step"])] = evaluate(model, folder)
+    return results
+
+
+def report(results: dict, output_dir: Path) -> None:
+    """Leaves result.json for programs and eval_results.txt for people, and prints the latter."""
+    write_json(results, output_dir / "result.json")
+    lines = [f"{name} = {value:.6g}" for name, value in results.items() if isinstance(value, int | float)]
+    lines += [f"step {step}: {values}" for step, values in results.get("checkpoints", {}).items()]
+    (output_dir / "eval_results.txt").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    print(f"results in {output_dir / 'result.json'}")
+
+
+def open_session(
+    args: CommonArguments, model: MaskedBert, plan: Plan, examples: Examples, device: torch.device
+) -> checkpoint.Session:
+    """A run's state at its start."""
+    names = [*args.banks] + (["finetuned"] if args.needs_teacher and "finetuned" not in args.banks else [])
+    folder, dtype = Path(args.output_dir) / "banks", getattr(torch, args.bank_dtype)
+    banks = {name: Bank(folder, device, dtype) for name in names}
+    optimizer = build_optimizer(model, args.learning_rate, args.mask_scores_learning_rate, args.weight_decay)
+    arguments = comparable(args, plan, examples)
+    return checkpoint.Session(model, optimizer, Progress(), Losses(), banks, arguments, device)

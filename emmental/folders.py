@@ -1,0 +1,85 @@
+"""What stands in a model's folder, read without loading the model: its config, whether it fits, its vocabulary.
+
+These checks run before torch is imported, so that a wrong folder is answered in a moment.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from emmental.errors import InputError
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "model.sparse.safetensors")
+
+
+def read_config(name: str, flag: str) -> dict:
+    """The config of a model's folder, or of a model on the Hub, as it stands in config.json; `flag` named it."""
+    if os.path.isdir(name):
+        return _read_json(Path(name) / "config.json", f"{flag} {name}: no model folder, it has no config.json")
+    if os.path.exists(name) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(f"{flag} {name}: no such folder")
+    from huggingface_hub import hf_hub_download  # only for names of the Hub: half a second
+
+    try:
+        path = hf_hub_download(name, "config.json")
+    except Exception as error:  # whatever keeps it from us, the user wants to hear that neither place has it
+        reason = f"{type(error).__name__}: {error}".split("\n")[0][:200]
+        raise InputError(f"{flag} {name}: no such folder here, and not to be had from the Hub ({reason})") from None
+    return _read_json(Path(path), f"{flag} {name}: no config.json")
+
+
+def _read_json(path: Path, missing: str) -> dict:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(missing) from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: not JSON") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: not a JSON object")
+    return config
+
+
+def check_model(name: str, flag: str, max_seq_length: int, types: tuple[str, ...] = ("bert", "masked_bert")) -> dict:
+    """The config of a model that can be loaded as a BERT; InputError for any other."""
+    config = read_config(name, flag)
+    if config.get("model_type") not in types:
+        raise InputError(f"{flag} {name}: model_type is {config.get('model_type')!r}, not {' or '.join(types)}")
+    if os.path.isdir(name) and not any(os.path.isfile(os.path.join(name, weights)) for weights in WEIGHTS):
+        raise InputError(f"{flag} {name}: no model folder, it has no {WEIGHTS[0]}")
+    positions = config.get("max_position_embeddings", 512)
+    if max_seq_length > positions:
+        raise InputError(f"--max_seq_length {max_seq_length}: {name} has {positions} positions")
+    return config
+
+
+def check_teacher(name: str, teacher: dict, student_name: str, student: dict, labels: list[str] | None) -> str | None:
+    """Refuses a teacher whose representations or logits would not be the student's; returns a warning, if any.
+
+    `labels` are the task's label names in order, [] for a regression, None for a span.
+    """
+    flag = f"--teacher_name_or_path {name}"
+    for key, default in (("hidden_size", 768), ("vocab_size", 30522)):
+        theirs, ours = teacher.get(key, default), student.get(key, default)
+        if theirs != ours:
+            raise InputError(f"{flag}: {key} {theirs}, and {student_name} has {ours}")
+    vocabularies = [Path(folder) / "vocab.txt" for folder in (name, student_name)]
+    if all(path.is_file() for path in vocabularies):
+        words, ours = (path.read_bytes().split() for path in vocabularies)
+        if words != ours:
+            raise InputError(f"{flag}: vocab.txt is another than that of {student_name}")
+    if labels is None:
+        if "QuestionAnswering" not in str(teacher.get("architectures") or "QuestionAnswering"):
+            raise InputError(f"{flag}: {teacher['architectures']} does not answer questions")
+        return None
+    if "SequenceClassification" not in str(teacher.get("architectures") or "SequenceClassification"):
+        raise InputError(f"{flag}: {teacher['architectures']} is no sequence classifier")
+    names = teacher.get("id2label") or {str(i): f"LABEL_{i}" for i in range(teacher.get("num_labels", 2))}
+    named = [str(names[key]) for key in sorted(names, key=int)]
+    if len(named) != max(1, len(labels)):
+        raise InputError(f"{flag}: {len(named)} labels, and the task has {max(1, len(labels))}")
+    if not labels or [x.lower() for x in named] == [x.lower() for x in labels]:
+        return None
+    if {x.lower() for x in named} == {x.lower() for x in labels}:
+        raise InputError(f"{flag}: its labels are {named}, in another order than the task's {labels}")
+    return f"{flag}: its labels are named {named}; they are taken as {labels}, in this order"

@@ -1,0 +1,88 @@
+"""What a run leaves to read: a progress bar, TensorBoard scalars, the same as JSON lines, and result.json."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from tensorboardX import SummaryWriter
+
+from emmental.errors import InputError
+from emmental.files import whole
+
+
+def write_json(content: dict, path: Path) -> None:
+    """Writes a JSON file, whole or not at all."""
+    with whole(path) as beside:
+        beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+class Losses:
+    """The parts of the loss, step by step, since the last log line; read from the device only when asked for."""
+
+    def __init__(self, known: list[dict[str, float]] | None = None):
+        self.known = known or []
+        self.fresh: list[dict[str, torch.Tensor]] = []
+
+    def add(self, parts: dict[str, torch.Tensor]) -> None:
+        self.fresh.append(parts)
+
+    def read(self, step: int) -> list[dict[str, float]]:
+        """All of them as numbers, with one wait for the device; InputError where one, up to `step`, is no number."""
+        if self.fresh:
+            values = iter(torch.stack([value.float() for parts in self.fresh for value in parts.values()]).tolist())
+            self.known += [{name: next(values) for name in parts} for parts in self.fresh]
+            self.fresh = []
+        for at, parts in enumerate(self.known, step - len(self.known) + 1):
+            for name, value in parts.items():
+                if not math.isfinite(value):
+                    raise InputError(f"step {at}: the loss's part '{name}' is {value}; earlier checkpoints are kept")
+        return self.known
+
+    def means(self, step: int) -> dict[str, float]:
+        """Each part's mean, and that of the total; starts the next interval."""
+        known, self.known = self.read(step), []
+        names = dict.fromkeys(name for parts in known for name in parts)
+        means = {f"loss/{name}": _mean([parts[name] for parts in known if name in parts]) for name in names}
+        return {"loss/total": _mean([sum(parts.values()) for parts in known]), **means}
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+class Log:
+    """Scalars to TensorBoard and to log.jsonl in `folder`; nowhere at all where `folder` is None."""
+
+    def __init__(self, folder: Path | None, step: int = 0):
+        """`step`: where the run resumes; lines that an interrupted run wrote beyond it are dropped."""
+        self.lines = self.board = None
+        if folder is None:
+            return
+        path = folder / "log.jsonl"
+        kept = [line for line in path.read_text().splitlines() if _step(line) <= step] if step else []
+        path.write_text("".join(f"{line}\n" for line in kept))
+        self.lines = path.open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """One line of values at optimizer step `step`; names with a slash are grouped in TensorBoard."""
+        if self.lines is None:
+            return
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        finite = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+        self.lines.write(json.dumps({"step": step, **finite}) + "\n")
+        self.lines.flush()
+
+    def close(self) -> None:
+        if self.lines is not None:
+            self.lines.close()
+            self.board.close()
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # torn by the interruption

@@ -1,0 +1,95 @@
+"""Trains and evaluates masked BERT on a GLUE task with contrastive pruning (CAP, arXiv 2112.07198).
+
+The experiment as one page: flags, data, checks, then training and evaluation. See README.md, and --help for the flags.
+"""
+
+import os
+from pathlib import Path
+
+from emmental import glue
+from emmental.arguments import GlueArguments, parse
+from emmental.errors import InputError, run
+from emmental.folders import check_model, check_teacher
+from emmental.plan import Plan
+
+
+def read(args: GlueArguments, split: str) -> glue.Rows:
+    if not args.data_dir:
+        return glue.from_hub(args.task_name, split, args.cache_dir or None)
+    rows = glue.read(args.task_name, Path(args.data_dir) / f"{split}.tsv")
+    for line, reason in rows.skipped[:10]:
+        print(f"{rows.source}:{line}: skipped, {reason}")
+    if len(rows.skipped) > 10:
+        print(f"{rows.source}: {len(rows.skipped)} lines skipped in all")
+    return rows
+
+
+def main() -> None:
+    # Everything that can be wrong with flags and files is found before torch or a model is loaded.
+    args = parse(GlueArguments)
+    args.task_name = args.task_name.lower()
+    if args.task_name not in glue.TASKS:
+        raise InputError(f"--task_name {args.task_name}: one of {', '.join(glue.TASKS)}")
+    task = glue.TASKS[args.task_name]
+    student = check_model(args.model_name_or_path, "--model_name_or_path", args.max_seq_length)
+    if args.needs_teacher:
+        types = ("bert",) if args.teacher_type == "bert" else ("masked_bert",)
+        teacher = check_model(args.teacher_name_or_path, "--teacher_name_or_path", args.max_seq_length, types)
+        if warning := check_teacher(args.teacher_name_or_path, teacher, args.model_name_or_path, student, task.labels):
+            print(warning)
+    plan = None
+    if args.do_train:
+        train_rows = read(args, "train")
+        batch = args.per_gpu_train_batch_size * int(os.environ.get("WORLD_SIZE", 1))
+        accumulation = args.gradient_accumulation_steps
+        plan = Plan(len(train_rows), batch, accumulation, args.num_train_epochs, args.seed, args.max_steps)
+        if args.masked:
+            warmup = plan.warmup_steps(args.warmup_steps, args.warmup_epochs)
+            plan.check_warmup(warmup, args.initial_warmup, args.final_warmup)
+    dev_rows = {split: read(args, split) for split in task.dev} if args.do_eval else {}
+
+    from emmental import experiment
+    from emmental.encoding import predict
+    from emmental.masked_bert import MaskedBertForSequenceClassification
+
+    precision = experiment.prepare(args)
+    tokenizer = experiment.load_tokenizer(args)
+
+    def encode(rows: glue.Rows):
+        return glue.encode(
+            rows,
+            tokenizer,
+            task=args.task_name,
+            max_seq_length=args.max_seq_length,
+            cache_dir=experiment.cache_folder(args),
+            overwrite_cache=args.overwrite_cache,
+        )
+
+    dev_sets = {split: encode(rows) for split, rows in dev_rows.items()}
+
+    def evaluate(model, folder: Path) -> dict[str, float]:
+        results = {}
+        for split, examples in dev_sets.items():
+            (logits,), _ = predict(model, examples, precision, split, experiment.full_length(args))
+            metrics = glue.metrics(args.task_name, logits.numpy(), examples.labels[0].numpy())
+            mismatched = split.endswith("mismatched")
+            results |= {f"{name}_mm" if mismatched else name: value for name, value in metrics.items()}
+        return results
+
+    experiment.run(
+        args,
+        MaskedBertForSequenceClassification,
+        task.labels,
+        tokenizer,
+        plan,
+        encode(train_rows) if plan else None,
+        evaluate,
+        precision,
+        first_step=0,
+        # a regression has no labels to contrast by
+        supervised_weight=args.cl_supervised_loss_weight if task.labels else 0.0,
+    )
+
+
+if __name__ == "__main__":
+    run(main)
