@@ -3,14 +3,12 @@
 The experiment as one page: flags, data, checks, then training and evaluation. See README.md, and --help for the flags.
 """
 
-import os
 from pathlib import Path
 
 from emmental import glue
 from emmental.arguments import GlueArguments, parse
 from emmental.errors import InputError, run
 from emmental.folders import check_model, check_teacher
-from emmental.plan import Plan
 
 
 def read(args: GlueArguments, split: str) -> glue.Rows:
@@ -33,19 +31,9 @@ def main() -> None:
     task = glue.TASKS[args.task_name]
     student = check_model(args.model_name_or_path, "--model_name_or_path", args.max_seq_length)
     if args.needs_teacher:
-        types = ("bert",) if args.teacher_type == "bert" else ("masked_bert",)
-        teacher = check_model(args.teacher_name_or_path, "--teacher_name_or_path", args.max_seq_length, types)
-        if warning := check_teacher(args.teacher_name_or_path, teacher, args.model_name_or_path, student, task.labels):
-            print(warning)
-    plan = None
-    if args.do_train:
-        train_rows = read(args, "train")
-        batch = args.per_gpu_train_batch_size * int(os.environ.get("WORLD_SIZE", 1))
-        accumulation = args.gradient_accumulation_steps
-        plan = Plan(len(train_rows), batch, accumulation, args.num_train_epochs, args.seed, args.max_steps)
-        if args.masked:
-            warmup = plan.warmup_steps(args.warmup_steps, args.warmup_epochs)
-            plan.check_warmup(warmup, args.initial_warmup, args.final_warmup)
+        check_teacher(args.teacher_name_or_path, args.teacher_type, args.model_name_or_path, student, task.labels)
+    train_rows = read(args, "train") if args.do_train else None
+    plan = args.plan(len(train_rows)) if args.do_train else None
     dev_rows = {split: read(args, split) for split in task.dev} if args.do_eval else {}
 
     from emmental import experiment

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from emmental.errors import InputError
 from emmental.methods import METHODS
+from emmental.plan import Plan
 
 BANKS = ("pretrained", "finetuned", "snapshots")  # PrC, FiC, SnC
 
@@ -222,6 +223,16 @@ class DistillationArguments:
 class CommonArguments(DistillationArguments, ContrastiveArguments, PruningArguments, TrainingArguments, ModelArguments):
     """Every flag that both scripts have."""
 
+    def plan(self, examples: int) -> Plan:
+        """The plan of a run on so many examples; refused where its warm-ups leave no step to prune in."""
+        batch_size = self.per_gpu_train_batch_size * int(os.environ.get("WORLD_SIZE", 1))
+        accumulation, epochs = self.gradient_accumulation_steps, self.num_train_epochs
+        plan = Plan(examples, batch_size, accumulation, epochs, self.seed, self.max_steps)
+        if self.masked:
+            warmup_steps = plan.warmup_steps(self.warmup_steps, self.warmup_epochs)
+            plan.check_warmup(warmup_steps, self.initial_warmup, self.final_warmup)
+        return plan
+
 
 @dataclass
 class GlueArguments(CommonArguments):
@@ -263,14 +274,16 @@ class SquadArguments(CommonArguments):
             refuse(getattr(self, name) < 1, f"--{name} {getattr(self, name)}: at least 1")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """argparse, its errors as InputError: one line, without the usage."""
+
     def error(self, message: str) -> NoReturn:
         raise InputError(message)
 
 
 def parse(kind: type, argv: list[str] | None = None):
     """Reads the command line into a `kind`, a dataclass of flags; InputError in one line for what is wrong."""
-    parser = _Parser(description=kind.__doc__, allow_abbrev=False)
+    parser = Parser(description=kind.__doc__, allow_abbrev=False)
     for item in fields(kind):
         about = dict(item.metadata)
         default = item.default if item.default is not MISSING else item.default_factory()

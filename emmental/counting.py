@@ -1,10 +1,13 @@
 """How sparse a model is, by the released definition and by the masked matrices alone."""
 
+import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 
-import torch
+import numpy as np
 from torch import nn
 
+from emmental.errors import InputError
 from emmental.masked_linear import kept_weights, masked_linears
 
 
@@ -16,16 +19,22 @@ class Count:
     unmasked: int
 
     @property
+    def kept(self) -> int:
+        return sum(kept for kept, _ in self.matrices.values())
+
+    @property
+    def total(self) -> int:
+        return sum(total for _, total in self.matrices.values())
+
+    @property
     def remaining(self) -> float:
         """Percent of the weights of the masked matrices that remain."""
-        kept, total = (sum(column) for column in zip(*self.matrices.values(), strict=True))
-        return 100 * kept / total
+        return 100 * self.kept / self.total
 
     @property
     def remaining_released(self) -> float:
         """Percent as released: biases and LayerNorms of the encoder count as kept, and in the total."""
-        kept, total = (sum(column) for column in zip(*self.matrices.values(), strict=True))
-        return 100 * (kept + self.unmasked) / (total + self.unmasked)
+        return 100 * (self.kept + self.unmasked) / (self.total + self.unmasked)
 
 
 def count(model: nn.Module) -> Count:
@@ -37,7 +46,60 @@ def count(model: nn.Module) -> Count:
     return Count(matrices, unmasked - sum(total for _, total in matrices.values()))
 
 
-def remaining_weights(model: nn.Module) -> float:
-    """Percent of the masked matrices' weights that the present masks keep."""
-    with torch.no_grad():
-        return count(model).remaining
+def table(counted: Count) -> str:
+    """The count by matrix, and both totals, to be printed."""
+    width = max(len(name) for name in counted.matrices)
+    lines = [f"{'matrix':{width}}  {'kept':>12}  {'of':>12}  {'%':>7}"]
+    lines += [f"{name:{width}}  {k:12,}  {n:12,}  {100 * k / n:7.3f}" for name, (k, n) in counted.matrices.items()]
+    kept, total = counted.kept, counted.total
+    lines += [
+        f"remaining weights, masked matrices only: {counted.remaining:.3f} % ({kept:,} of {total:,})",
+        f"remaining weights, as released (biases and LayerNorms of the encoder count as kept): "
+        f"{counted.remaining_released:.3f} % ({kept + counted.unmasked:,} of {total + counted.unmasked:,})",
+    ]
+    return "\n".join(lines)
+
+
+def as_json(counted: Count) -> dict:
+    return {
+        "remaining_weights": counted.remaining,
+        "remaining_weights_released": counted.remaining_released,
+        "kept": counted.kept,
+        "total": counted.total,
+        "unmasked": counted.unmasked,
+        "matrices": {name: {"kept": kept, "total": total} for name, (kept, total) in counted.matrices.items()},
+    }
+
+
+def require_matplotlib() -> None:
+    if find_spec("matplotlib") is None:
+        raise InputError("--plot needs matplotlib: pip install matplotlib")
+
+
+def heat_map(counted: Count):
+    """A matplotlib figure: percent remaining by layer (rows) and matrix (columns), the number in each cell."""
+    from matplotlib.colors import LogNorm  # optional: `require_matplotlib` asks for it by name
+    from matplotlib.figure import Figure
+
+    kinds = {"query": "query", "key": "key", "value": "value", "attention.output": "attention\noutput"}
+    kinds |= {"intermediate": "feed-forward\nin", "output": "feed-forward\nout"}
+    cells = {}
+    for name, (kept, total) in counted.matrices.items():
+        layer, rest = re.search(r"layer\.(\d+)\.(.*)", name).groups()
+        kind = next(kind for kind in kinds if kind in rest)
+        cells[int(layer), list(kinds).index(kind)] = 100 * kept / total
+    layers = max(layer for layer, _ in cells) + 1
+    values = np.array([[cells[layer, kind] for kind in range(len(kinds))] for layer in range(layers)])
+    figure = Figure(figsize=(8, 1.6 + 0.42 * layers), layout="constrained")
+    axes = figure.subplots()
+    # logarithmic, since what matters at 3 % is 2 against 4, not the distance to 100
+    norm = LogNorm(vmin=0.1, vmax=100, clip=True)
+    image = axes.imshow(np.maximum(values, 0.1), norm=norm, cmap="viridis", aspect="auto")
+    for (layer, kind), percent in cells.items():
+        shade = "black" if norm(max(percent, 0.1)) > 0.6 else "white"
+        axes.text(kind, layer, f"{percent:.3g}", ha="center", va="center", color=shade)
+    axes.set_xticks(range(len(kinds)), kinds.values())
+    axes.set_yticks(range(layers), [f"layer {layer}" for layer in range(layers)])
+    axes.set_title(f"Remaining weights by matrix, percent (all masked matrices: {counted.remaining:.2f} %)")
+    figure.colorbar(image, label="percent, logarithmic scale")
+    return figure

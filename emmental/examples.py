@@ -46,3 +46,7 @@ class Examples:
             values[real] = getattr(self, name)[tokens]
             padded[name] = torch.from_numpy(values)
         return padded
+
+    def ragged(self, padded: np.ndarray) -> np.ndarray:
+        """The real tokens' values of a padded array, (examples, length) -> (tokens,), as the flat arrays stand."""
+        return padded[np.arange(padded.shape[1]) < self.lengths[:, None]]

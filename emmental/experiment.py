@@ -50,7 +50,7 @@ def prepare(args: CommonArguments) -> Precision:
 def load(model_class: type[MaskedBert], name: str, config_name: str = "", **settings) -> MaskedBert:
     """A model by transformers' `from_pretrained`, with `settings` in place of its config's."""
     config = MaskedBertConfig.from_pretrained(config_name or name, **settings)
-    return model_class.from_pretrained(name, config=config)
+    return model_class.from_pretrained(name, config=config, dtype=torch.float32)
 
 
 def load_tokenizer(args: CommonArguments):
@@ -73,8 +73,8 @@ def build(args: CommonArguments, model_class: type[MaskedBert], labels: tuple[st
     settings: dict = {"alignrep": args.alignrep}
     if labels:
         settings |= {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
-    elif labels is not None:
-        settings["num_labels"] = 1
+    else:
+        settings["num_labels"] = 2 if labels is None else 1  # a span's start and end, a regression's value
     if args.do_train and args.masked:
         masks = {name: getattr(args, name) for name in ("pruning_method", "mask_init", "mask_scale")}
         return load(model_class, args.model_name_or_path, args.config_name, threshold=None, **masks, **settings)

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from emmental.errors import InputError
+from emmental.methods import METHODS
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "model.sparse.safetensors")
 
@@ -53,12 +54,33 @@ def check_model(name: str, flag: str, max_seq_length: int, types: tuple[str, ...
     return config
 
 
-def check_teacher(name: str, teacher: dict, student_name: str, student: dict, labels: list[str] | None) -> str | None:
-    """Refuses a teacher whose representations or logits would not be the student's; returns a warning, if any.
+def check_masked(name: str, flag: str, pruning_method: str | None, threshold: float | None) -> None:
+    """Refuses a folder that holds no masked model, or neither it nor the flags say how its masks are made.
 
-    `labels` are the task's label names in order, [] for a regression, None for a span.
+    A method or threshold that is given wins over the config's, with a line that says so.
+    """
+    if not os.path.isdir(name):
+        raise InputError(f"{flag} {name}: no such folder")
+    config = check_model(name, flag, 0, ("masked_bert",))
+    for key, given in (("pruning_method", pruning_method), ("threshold", threshold)):
+        saved = config.get(key)
+        if given is None and saved is None:
+            raise InputError(f"{flag} {name}: its config has no {key}; give --{key}")
+        if given is not None and saved is not None and given != saved:
+            print(f"--{key} {given} is taken, not the {saved} of {name}'s config")
+    method = pruning_method or config["pruning_method"]
+    if method not in METHODS:
+        raise InputError(f"{flag} {name}: its config's pruning_method is {method!r}, not one of {', '.join(METHODS)}")
+
+
+def check_teacher(name: str, kind: str, student_name: str, student: dict, labels: tuple[str, ...] | None) -> None:
+    """Refuses a teacher whose representations or logits would not be the student's.
+
+    `kind` is the model_type it must have; `labels` are the task's label names in order, () for a regression, None for
+    a span. Names that cannot be compared are taken as being in the right order, with a line that says so.
     """
     flag = f"--teacher_name_or_path {name}"
+    teacher = check_model(name, "--teacher_name_or_path", 0, (kind,))
     for key, default in (("hidden_size", 768), ("vocab_size", 30522)):
         theirs, ours = teacher.get(key, default), student.get(key, default)
         if theirs != ours:
@@ -71,7 +93,7 @@ def check_teacher(name: str, teacher: dict, student_name: str, student: dict, la
     if labels is None:
         if "QuestionAnswering" not in str(teacher.get("architectures") or "QuestionAnswering"):
             raise InputError(f"{flag}: {teacher['architectures']} does not answer questions")
-        return None
+        return
     if "SequenceClassification" not in str(teacher.get("architectures") or "SequenceClassification"):
         raise InputError(f"{flag}: {teacher['architectures']} is no sequence classifier")
     names = teacher.get("id2label") or {str(i): f"LABEL_{i}" for i in range(teacher.get("num_labels", 2))}
@@ -79,7 +101,7 @@ def check_teacher(name: str, teacher: dict, student_name: str, student: dict, la
     if len(named) != max(1, len(labels)):
         raise InputError(f"{flag}: {len(named)} labels, and the task has {max(1, len(labels))}")
     if not labels or [x.lower() for x in named] == [x.lower() for x in labels]:
-        return None
+        return
     if {x.lower() for x in named} == {x.lower() for x in labels}:
-        raise InputError(f"{flag}: its labels are {named}, in another order than the task's {labels}")
-    return f"{flag}: its labels are named {named}; they are taken as {labels}, in this order"
+        raise InputError(f"{flag}: its labels are {named}, in another order than the task's, {list(labels)}")
+    print(f"{flag}: its labels are named {named}; they are taken as {list(labels)}, in this order")

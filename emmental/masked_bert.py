@@ -70,6 +70,16 @@ class SpanOutput(ModelOutput):
         return self.start_logits, self.end_logits
 
 
+class MaskedEncoderBert(BertModel):
+    """BertModel that also initialises scores: from_pretrained asks the innermost model that a module stands in."""
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, MaskedLinear) and module.method.scored:
+            module.reset_scores()
+
+
 class MaskedBert(BertPreTrainedModel):
     """What both models share: the masked encoder, packing and the representation."""
 
@@ -79,18 +89,23 @@ class MaskedBert(BertPreTrainedModel):
     def __init__(self, config: MaskedBertConfig, add_pooling_layer: bool):
         super().__init__(config)
         config._attn_implementation = ATTENTION
-        self.bert = BertModel(config, add_pooling_layer=add_pooling_layer)
+        self.bert = MaskedEncoderBert(config, add_pooling_layer=add_pooling_layer)
         if config.pruning_method is not None:
             mask_linears(self.bert.encoder, config.pruning_method, config.mask_init, config.mask_scale)
-            self.bert.embeddings.requires_grad_(False)
+        self.freeze_embeddings()
         for linear in masked_linears(self.bert).values():
             linear.threshold = config.threshold
 
-    @torch.no_grad()
-    def _init_weights(self, module):
-        super()._init_weights(module)
-        if isinstance(module, MaskedLinear) and module.method.scored:
-            module.reset_scores()
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).freeze_embeddings()
+        return loaded
+
+    def freeze_embeddings(self) -> None:
+        """Freezes a masked model's embeddings; again after from_pretrained, which makes new parameters."""
+        if self.config.pruning_method is not None:
+            self.bert.embeddings.requires_grad_(False)
 
     def hidden_states(self, input_ids, attention_mask=None, token_type_ids=None) -> tuple[torch.Tensor, torch.Tensor]:
         """The last layer's output (batch, length, hidden), and the attention mask (batch, length) on its device.

@@ -90,6 +90,7 @@ def mask_linears(encoder: nn.Module, pruning_method: str, mask_init: str, mask_s
                 setattr(parent, name, MaskedLinear(*shape, mask_init, mask_scale, pruning_method))
 
 
+@torch.inference_mode(False)  # a mask made under inference_mode would be of no use to a later backward
 @torch.no_grad()
 def set_threshold(model: nn.Module, threshold: float) -> None:
     """Sets the threshold of every MaskedLinear and makes its mask anew from the present scores and weights.

@@ -24,7 +24,7 @@ def top_mask(values: torch.Tensor, kept: int) -> torch.Tensor:
     if not 0 < kept < numel:
         return torch.full_like(values, kept >= numel, dtype=torch.bool)
     if values.device.type == "cpu":
-        return torch.from_numpy(np.stack([_top_row(row, kept) for row in values.numpy()]))
+        return torch.from_numpy(np.stack([_top_row(row, kept) for row in values.float().numpy()]))
     cut = _bisect(values, kept)
     above, tied = values > cut, values == cut
     missing = kept - above.sum(-1, keepdim=True)
@@ -44,7 +44,7 @@ def _bisect(values: torch.Tensor, kept: int) -> torch.Tensor:
     A float's bits, read as an integer, order as the floats do once the negative ones are turned around; so 32 counts
     over the whole batch of matrices pin the cut down exactly.
     """
-    bits = (values.float() + 0.0).view(torch.int32)  # + 0.0 turns -0.0, which would come before 0.0, into 0.0
+    bits = values.float().view(torch.int32)
     keys = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     low = torch.full_like(keys[:, :1], torch.iinfo(torch.int32).min)
     for bit in range(31, -1, -1):

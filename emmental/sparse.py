@@ -8,7 +8,6 @@ come back as they were (a zero loses its sign), or as their float16 rounding.
 
 import json
 import math
-import os
 import timeit
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +24,8 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutput
 
 from emmental.errors import InputError
+from emmental.files import whole
+from emmental.masked_bert import PADDING_LOGIT
 
 FILE = "model.sparse.safetensors"
 VERSION = 1
@@ -105,23 +106,11 @@ def unpack(tensors: dict[str, Tensor], header: dict) -> dict[str, Tensor]:
 
 
 def save_sparse(state_dict: dict[str, Tensor], config: dict, directory: str | Path, dtype: str = "float32"):
-    """Write `config.json` and the packed `model.sparse.safetensors`; returns the tensors stored, for `size_table`.
-
-    Both are written beside their places first and then moved there: an interruption leaves no partial file.
-    """
+    """Write `config.json` and the packed `model.sparse.safetensors`; returns the tensors stored, for `size_table`."""
     tensors, header = pack(state_dict, dtype)
-    metadata = {"format": "pt", "sparse": json.dumps(header)}
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    beside = {directory / name: directory / f".{name}.partial" for name in (FILE, "config.json")}
-    try:
-        save_file(tensors, beside[directory / FILE], metadata)
-        beside[directory / "config.json"].write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        for path, written in beside.items():
-            os.replace(written, path)
-    finally:
-        for written in beside.values():
-            written.unlink(missing_ok=True)
+    with whole(Path(directory) / FILE) as weights, whole(Path(directory) / "config.json") as settings:
+        save_file(tensors, weights, {"format": "pt", "sparse": json.dumps(header)})
+        settings.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     return tensors
 
 
@@ -304,7 +293,7 @@ class SparseBert(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None):
         """Padded inputs, each (batch, length) -> transformers output with logits | start_logits, end_logits.
 
-        Only real tokens are computed; at padding, span logits are the head's bias. ValueError if a row begins with it.
+        Only real tokens are computed; padding gets the span logit -1e4. ValueError where a row begins with padding.
         """
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         token_type_ids = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
@@ -324,7 +313,7 @@ class SparseBert(nn.Module):
 
         if isinstance(self.plain, BertForSequenceClassification):
             return SequenceClassifierOutput(logits=self.plain.classifier(self.plain.bert.pooler(hidden)))
-        start, end = self.plain.qa_outputs(hidden).unbind(-1)
+        start, end = self.plain.qa_outputs(hidden).masked_fill(~real[..., None], PADDING_LOGIT).unbind(-1)
         return QuestionAnsweringModelOutput(start_logits=start, end_logits=end)
 
 

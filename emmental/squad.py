@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from emmental.cache import cached_map
 from emmental.errors import InputError
 
 if TYPE_CHECKING:
@@ -192,20 +193,15 @@ def windows(
 
     check_lengths(max_seq_length, doc_stride, max_query_length)
     settings = (max_seq_length, doc_stride, max_query_length, training)
-    key = _key(questions, tokenizer, settings)
-    Path(cache_dir).mkdir(parents=True, exist_ok=True)
+    file = Path(cache_dir) / f"squad-{_key(questions, tokenizer, settings)}.arrow"
     used = [i for i, question in enumerate(questions) if not (training and question.problem)]
-    table = datasets.Dataset.from_dict({"question": used}).map(
-        lambda batch: _cut([(i, questions[i]) for i in batch["question"]], tokenizer, *settings),
-        batched=True,
-        cache_file_name=str(Path(cache_dir) / f"windows-{key}.arrow"),
-        load_from_cache_file=not overwrite_cache,
-        new_fingerprint=key,
-        desc=f"Windows of {questions.source}",
+    dataset = datasets.Dataset.from_dict({"place": used})
+    table = cached_map(
+        dataset, lambda places: _cut([(i, questions[i]) for i in places], tokenizer, *settings), file, overwrite_cache
     )
 
     def column(name: str) -> np.ndarray:
-        values = table.data.column(name).combine_chunks()
+        values = table.column(name).combine_chunks()
         return (values.flatten() if values.type.num_fields else values).to_numpy(zero_copy_only=False)
 
     kept = set(column("question").tolist())

@@ -181,6 +181,7 @@ def test_same_logits_as_the_dense_model(tmp_path, monkeypatch, model_class, dens
         for key in want:
             real = batch["attention_mask"].bool() if key != "logits" else ...
             torch.testing.assert_close(got[key][real], want[key][real], atol=1e-5, rtol=0)
+            assert key == "logits" or (got[key][~real] == -1e4).all()
 
 
 def test_mask_and_token_types_default_as_in_bert(tmp_path):

@@ -1,0 +1,48 @@
+"""Counts the sparsity of a saved masked BERT: a table by matrix, then what remains by both definitions.
+
+The released definition counts biases and LayerNorms of the encoder as kept, and in the total; the other one counts the
+masked matrices alone.
+"""
+
+from argparse import Namespace
+from pathlib import Path
+
+from emmental.arguments import Parser
+from emmental.errors import InputError, run
+from emmental.folders import check_masked
+from emmental.methods import METHODS
+
+
+def flags() -> Namespace:
+    parser = Parser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--pruning_method", choices=tuple(METHODS), help="default: that of the folder's config")
+    parser.add_argument("--threshold", type=float, help="default: that of the folder's config")
+    parser.add_argument("--serialization_dir", required=True, help="the folder of a saved masked BERT")
+    parser.add_argument("--json", metavar="FILE", help="write the counts as JSON as well")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw what remains, by layer and matrix")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = flags()
+    check_masked(args.serialization_dir, "--serialization_dir", args.pruning_method, args.threshold)
+
+    from emmental import counting
+    from emmental.logs import write_json
+    from emmental.saved import load_masked
+
+    if args.plot:
+        counting.require_matplotlib()
+    counted = counting.count(load_masked(args.serialization_dir, args.pruning_method, args.threshold))
+    print(counting.table(counted))
+    try:
+        if args.json:
+            write_json(counting.as_json(counted), Path(args.json))
+        if args.plot:
+            counting.heat_map(counted).savefig(args.plot, dpi=150)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--{'plot' if args.plot else 'json'}: {error}") from None
+
+
+if __name__ == "__main__":
+    run(main)

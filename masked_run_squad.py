@@ -1,0 +1,101 @@
+"""Trains and evaluates masked BERT on SQuAD with contrastive pruning (CAP, arXiv 2112.07198).
+
+The experiment as one page: flags, data, checks, then training and evaluation. See README.md, and --help for the flags.
+"""
+
+from pathlib import Path
+
+from emmental import squad, squad_answers
+from emmental.arguments import SquadArguments, parse
+from emmental.errors import run
+from emmental.folders import check_model, check_teacher
+
+
+def read(args: SquadArguments, split: str, file: str) -> squad.Questions:
+    version_2 = args.version_2_with_negative
+    if not file and args.data_dir:
+        file = str(Path(args.data_dir) / f"{split}-v{'2.0' if version_2 else '1.1'}.json")
+    if file:
+        return squad.read(file, version_2)
+    return squad.from_hub("train" if split == "train" else "validation", version_2, cache_dir=args.cache_dir or None)
+
+
+def tell(source: str, notes: list[tuple[str, str]], what: str, verbose: bool) -> None:
+    """Names the questions with a fault: all of them with --verbose_logging, else the first three."""
+    for name, reason in notes if verbose else notes[:3]:
+        print(f"{source}: question {name} {what}: {reason}")
+    if notes:
+        print(f"{source}: {len(notes)} questions {what}")
+
+
+def main() -> None:
+    # Everything that can be wrong with flags and files is found before torch or a model is loaded.
+    args = parse(SquadArguments)
+    squad.check_lengths(args.max_seq_length, args.doc_stride, args.max_query_length)
+    student = check_model(args.model_name_or_path, "--model_name_or_path", args.max_seq_length)
+    if args.needs_teacher:
+        check_teacher(args.teacher_name_or_path, args.teacher_type, args.model_name_or_path, student, None)
+    train_questions = read(args, "train", args.train_file) if args.do_train else None
+    dev_questions = read(args, "dev", args.predict_file) if args.do_eval else None
+
+    from emmental import experiment, processes
+    from emmental.encoding import predict
+    from emmental.masked_bert import MaskedBertForQuestionAnswering
+
+    precision = experiment.prepare(args)
+    tokenizer = experiment.load_tokenizer(args)
+
+    def cut(questions: squad.Questions, training: bool) -> squad.Windows:
+        windows = squad.windows(
+            questions,
+            tokenizer,
+            max_seq_length=args.max_seq_length,
+            doc_stride=args.doc_stride,
+            max_query_length=args.max_query_length,
+            training=training,
+            cache_dir=experiment.cache_folder(args),
+            overwrite_cache=args.overwrite_cache,
+        )
+        notes, what = (windows.skipped, "left out") if training else (questions.notes, "doubtful")
+        tell(questions.source, notes, what, args.verbose_logging)
+        return windows
+
+    plan = train_windows = None
+    if args.do_train:
+        train_windows = cut(train_questions, training=True)
+        plan = args.plan(len(train_windows.examples))
+    dev_windows = cut(dev_questions, training=False) if args.do_eval else None
+
+    def evaluate(model, folder: Path) -> dict[str, float]:
+        examples = dev_windows.examples
+        spans, _ = predict(model, examples, precision, "dev", experiment.full_length(args))
+        start, end = (examples.ragged(logits.numpy()) for logits in spans)
+        predictions, nbest, null_odds = squad_answers.predict(
+            dev_windows,
+            start,
+            end,
+            n_best_size=args.n_best_size,
+            max_answer_length=args.max_answer_length,
+            version_2=args.version_2_with_negative,
+            null_score_diff_threshold=args.null_score_diff_threshold,
+        )
+        if processes.rank() == 0:
+            squad_answers.save(folder, "", predictions, nbest, null_odds)
+        return squad_answers.evaluate(dev_questions, predictions, null_odds)
+
+    experiment.run(
+        args,
+        MaskedBertForQuestionAnswering,
+        None,
+        tokenizer,
+        plan,
+        train_windows.examples if plan else None,
+        evaluate,
+        precision,
+        first_step=1,  # as released: the schedule counts from 1 on SQuAD (quirk 34)
+        supervised_weight=0.0,
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,88 @@
+#!/usr/bin/env bash
+# CAP-m on a GLUE task: contrastive pruning with the top-k masks of movement pruning (arXiv 2112.07198).
+# Edit the variables here or set them from the environment; what follows the script's name goes to the command:
+#   TASK=mnli FINAL_TH=0.1 bash run_glue_topk_kd.sh --bf16
+# DEMO=1 runs this very recipe in miniature on data that it makes: no network, no GPU, three minutes.
+set -eu
+[ "${DEMO:-0}" = 0 ] || exec python -m emmental.demo "$0" "$@"
+
+GPU=${GPU:-}                      # visible GPUs, as in CUDA_VISIBLE_DEVICES; empty: as they are
+NPROC=${NPROC:-1}                 # processes, one per GPU
+
+TASK=${TASK:-qqp}
+DATA_DIR=${DATA_DIR:-}            # folder of the official TSV files; empty: nyu-mll/glue from the Hub
+MODEL=${MODEL:-bert-base-uncased}
+
+BATCH=${BATCH:-32}                # per process
+EPOCH=${EPOCH:-10}
+LR=${LR:-3e-5}
+
+METHOD=${METHOD:-topK}
+MASK_LR=${MASK_LR:-1e-2}
+case $TASK in                     # WARMUP in steps, about an epoch: published for QQP, ours for MNLI; else one epoch
+    qqp | QQP) WARMUP=${WARMUP:-11000} ;;
+    mnli | MNLI) WARMUP=${WARMUP:-12000} ;;
+esac
+if [ -n "${WARMUP:-}" ]; then WARMUP="--warmup_steps $WARMUP"; else WARMUP="--warmup_epochs 1"; fi
+INITIAL_TH=${INITIAL_TH:-1}
+FINAL_TH=${FINAL_TH:-0.03}        # fraction kept; published: 0.5, 0.1, 0.03
+REGULARIZATION=${REGULARIZATION:-null}
+FINAL_LAMBDA=${FINAL_LAMBDA:-0}
+
+CONTRASTIVE_TEMPERATURE=${CONTRASTIVE_TEMPERATURE:-0.1}
+EXTRA_EXAMPLES=${EXTRA_EXAMPLES:-4096}
+ALIGNREP=${ALIGNREP:-cls}
+CL_UNSUPERVISED_LOSS_WEIGHT=${CL_UNSUPERVISED_LOSS_WEIGHT:-0.1}
+CL_SUPERVISED_LOSS_WEIGHT=${CL_SUPERVISED_LOSS_WEIGHT:-10}
+
+TEACHER_TYPE=${TEACHER_TYPE:-bert}
+TEACHER_PATH=${TEACHER_PATH:-teacher/$TASK}  # a folder, or a name on the Hub
+CE_LOSS_WEIGHT=${CE_LOSS_WEIGHT:-0.1}
+DISTILL_LOSS_WEIGHT=${DISTILL_LOSS_WEIGHT:-0.9}
+
+OUTPUT=${OUTPUT:-cap/$FINAL_TH/$TASK}
+
+LAUNCH="python"
+if [ "$NPROC" -gt 1 ]; then LAUNCH="torchrun --standalone --nproc_per_node $NPROC"; fi
+if [ -n "$GPU" ]; then export CUDA_VISIBLE_DEVICES="$GPU"; fi
+
+case $TEACHER_PATH in
+    teacher/* | .* | /* | */*/*)  # a path: no name on the Hub looks like that
+        if [ ! -d "$TEACHER_PATH" ]; then
+            echo "$0: error: TEACHER_PATH $TEACHER_PATH: no such folder; this trains the teacher:" >&2
+            echo "python masked_run_glue.py --model_type bert --model_name_or_path $MODEL --task_name $TASK" \
+                ${DATA_DIR:+--data_dir "$DATA_DIR"} --output_dir "$TEACHER_PATH" --do_train --do_eval \
+                --per_gpu_train_batch_size 32 --learning_rate 3e-5 --num_train_epochs 3 --save_steps 0 >&2
+            exit 2
+        fi ;;
+esac
+
+$LAUNCH masked_run_glue.py \
+    --output_dir "$OUTPUT" \
+    --task_name "$TASK" \
+    ${DATA_DIR:+--data_dir "$DATA_DIR"} \
+    --model_type masked_bert \
+    --model_name_or_path "$MODEL" \
+    --do_train --do_eval \
+    --per_gpu_train_batch_size "$BATCH" \
+    --num_train_epochs "$EPOCH" \
+    --learning_rate "$LR" \
+    --mask_scores_learning_rate "$MASK_LR" \
+    $WARMUP \
+    --initial_warmup 2 --final_warmup 3 \
+    --pruning_method "$METHOD" --mask_init constant --mask_scale 0 \
+    --initial_threshold "$INITIAL_TH" --final_threshold "$FINAL_TH" \
+    --regularization "$REGULARIZATION" --final_lambda "$FINAL_LAMBDA" \
+    --use_contrastive_loss \
+    --contrastive_temperature "$CONTRASTIVE_TEMPERATURE" \
+    --extra_examples "$EXTRA_EXAMPLES" \
+    --alignrep "$ALIGNREP" \
+    --cl_unsupervised_loss_weight "$CL_UNSUPERVISED_LOSS_WEIGHT" \
+    --cl_supervised_loss_weight "$CL_SUPERVISED_LOSS_WEIGHT" \
+    --use_distill \
+    --teacher_type "$TEACHER_TYPE" \
+    --teacher_name_or_path "$TEACHER_PATH" \
+    --ce_loss_weight "$CE_LOSS_WEIGHT" \
+    --distill_loss_weight "$DISTILL_LOSS_WEIGHT" \
+    --save_steps 30000 \
+    "$@"
