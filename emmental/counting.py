@@ -101,5 +101,6 @@ def heat_map(counted: Count):
     axes.set_xticks(range(len(kinds)), kinds.values())
     axes.set_yticks(range(layers), [f"layer {layer}" for layer in range(layers)])
     axes.set_title(f"Remaining weights by matrix, percent (all masked matrices: {counted.remaining:.2f} %)")
-    figure.colorbar(image, label="percent, logarithmic scale")
+    bar = figure.colorbar(image, label="percent, logarithmic scale")
+    bar.set_ticks([0.1, 1, 10, 100], labels=["0.1 or less", "1", "10", "100"])
     return figure

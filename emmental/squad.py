@@ -193,18 +193,20 @@ def windows(
 
     check_lengths(max_seq_length, doc_stride, max_query_length)
     settings = (max_seq_length, doc_stride, max_query_length, training)
-    file = Path(cache_dir) / f"squad-{_key(questions, tokenizer, settings)}.arrow"
+    file = Path(cache_dir) / f"windows-{_key(questions, tokenizer, settings)}.arrow"
     used = [i for i, question in enumerate(questions) if not (training and question.problem)]
     dataset = datasets.Dataset.from_dict({"place": used})
-    table = cached_map(
-        dataset, lambda places: _cut([(i, questions[i]) for i in places], tokenizer, *settings), file, overwrite_cache
-    )
+
+    def cut(places: list[int]) -> dict:
+        return _cut([(i, questions[i]) for i in places], tokenizer, *settings)
+
+    table = cached_map(dataset, cut, file, overwrite_cache) if used else None
 
     def column(name: str) -> np.ndarray:
         values = table.column(name).combine_chunks()
         return (values.flatten() if values.type.num_fields else values).to_numpy(zero_copy_only=False)
 
-    kept = set(column("question").tolist())
+    kept = set(column("question").tolist()) if table and table.num_rows else set()
     skipped = [(q.id, q.problem or "the answer holds no token") for i, q in enumerate(questions) if i not in kept]
     if not kept:
         raise InputError(f"{questions.source}: no question is fit for training; {skipped[0][0]!r}: {skipped[0][1]}")
