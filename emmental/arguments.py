@@ -141,6 +141,9 @@ class PruningArguments:
     final_warmup: int = flag(2, "warm-ups after it has stopped")
     regularization: str = flag("null", "penalty on the scores", ("l0", "l1", "null"))
     final_lambda: float = flag(0.0, "weight of the penalty at the end")
+    target_sparsity: float | None = flag(
+        None, "steer lambda to this share of pruned weights (soft methods)", kind=float
+    )
     global_topk: bool = flag(False, "one cut for all matrices; with --pruning_method threshold")
     global_topk_frequency_compute: int = flag(25, "optimizer steps between two cuts")
 
@@ -162,6 +165,12 @@ class PruningArguments:
         unscaled = bool(self.final_lambda) and self.final_threshold == 0
         refuse(unscaled, "--final_threshold 0: lambda is final_lambda * threshold / final_threshold; give another")
         refuse(self.global_topk and name != "threshold", f"--global_topk needs --pruning_method threshold, not {name}")
+        if (target := self.target_sparsity) is not None:
+            refuse(not 0 < target < 1, f"--target_sparsity {target}: above 0 and below 1")
+            fixed = method.ranked or method.smooth or self.global_topk
+            refuse(fixed, f"--target_sparsity: {name} has no lambda that decides its sparsity; use sigmoied_threshold")
+            refuse(not penalised, "--target_sparsity needs --regularization l1 or l0, whose weight it steers")
+            refuse(not self.final_lambda, "--target_sparsity needs a --final_lambda to start from, 100 for example")
         every = self.global_topk_frequency_compute
         refuse(every < 1, f"--global_topk_frequency_compute {every}: at least 1")
 

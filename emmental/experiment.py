@@ -29,10 +29,18 @@ from emmental.examples import Examples
 from emmental.logs import Log, Losses, write_json
 from emmental.masked_bert import MaskedBert, MaskedBertConfig, fold
 from emmental.masked_linear import set_threshold
+from emmental.methods import METHODS
 from emmental.objective import objective
 from emmental.packing import set_packing
 from emmental.plan import Plan
-from emmental.sparsity import global_cut, regularization, schedule_threshold
+from emmental.sparsity import (
+    Steering,
+    calibrated_threshold,
+    global_cut,
+    regularization,
+    schedule_threshold,
+    score_at,
+)
 from emmental.training import Precision, Progress, Record, build_optimizer, rate_factor, train
 
 
@@ -87,9 +95,24 @@ def build(args: CommonArguments, model_class: type[MaskedBert], labels: tuple[st
 def settle(args: CommonArguments, model: MaskedBert) -> None:
     """Sets the masks that a model in training is evaluated and saved with, those of the final threshold."""
     if model.config.pruning_method is not None and args.do_train:
-        cut = global_cut(model, args.final_threshold) if args.global_topk else args.final_threshold
-        model.config.threshold = cut
-        set_threshold(model, cut)
+        threshold = args.final_threshold
+        if args.global_topk:
+            threshold = global_cut(model, threshold)
+        elif args.target_sparsity:
+            threshold = calibrated_threshold(model, args.target_sparsity)
+        model.config.threshold = threshold
+        set_threshold(model, threshold)
+
+
+def steered_to(args: CommonArguments, model: MaskedBert) -> dict[str, float]:
+    """What remains at the final threshold, before calibration, if a target was given; and whether that is near it."""
+    if not (args.target_sparsity and args.masked):
+        return {}
+    set_threshold(model, args.final_threshold)
+    before, asked = count(model).remaining, 100 * (1 - args.target_sparsity)
+    if abs(before - asked) > 2 and processes.rank() == 0:
+        print(f"warning: steering ended at {before:.2f} % remaining weights, not {asked:.2f} %: the run was too short")
+    return {"target_sparsity": args.target_sparsity, "remaining_weights_before_calibration": before}
 
 
 def comparable(args: CommonArguments, plan: Plan, examples: Examples) -> dict:
@@ -99,10 +122,19 @@ def comparable(args: CommonArguments, plan: Plan, examples: Examples) -> dict:
     return {**fixed, "global_batch_size": plan.batch_size, "examples": len(examples), "text": text}
 
 
-def pruning_schedule(args: CommonArguments, plan: Plan, warmup_steps: int, first_step: int):
-    """Threshold and lambda as a function of the optimizer step from 0."""
+def pruning_schedule(args: CommonArguments, plan: Plan, warmup_steps: int) -> Callable[[int], tuple[float, float]]:
+    """Threshold and lambda as a function of the step in the schedule."""
     values = (args.initial_threshold, args.final_threshold, args.initial_warmup, args.final_warmup, args.final_lambda)
-    return lambda step: schedule_threshold(step + first_step, plan.total_steps, warmup_steps, *values)
+    return lambda step: schedule_threshold(step, plan.total_steps, warmup_steps, *values)
+
+
+def steering(args: CommonArguments, plan: Plan, warmup_steps: int) -> Steering | None:
+    """What steers lambda to the target sparsity, where one is given."""
+    if not args.target_sparsity:
+        return None
+    cut = score_at(args.final_threshold, METHODS[args.pruning_method])
+    start, end = args.initial_warmup * warmup_steps, plan.total_steps - args.final_warmup * warmup_steps
+    return Steering(args.target_sparsity, cut, start, end, args.mask_scores_learning_rate)
 
 
 def scalars(args: CommonArguments, model: MaskedBert, record: Record, losses: dict[str, float]) -> dict[str, float]:
@@ -193,7 +225,7 @@ def fit(
         session.optimizer,
         plan,
         session.progress,
-        schedule=pruning_schedule(args, plan, warmup, first_step) if args.masked else None,
+        schedule=pruning_schedule(args, plan, warmup) if args.masked else None,
         rate=partial(rate_factor, warmup_steps=warmup, total_steps=plan.total_steps),
         encode=partial(
             encode_epoch,
@@ -216,6 +248,8 @@ def fit(
         ),
         penalty=partial(regularization, mode=args.regularization) if args.regularization != "null" else None,
         global_topk_every=args.global_topk_frequency_compute if args.global_topk else None,
+        steering=steering(args, plan, warmup) if args.masked else None,
+        first_step=first_step,
         extra_examples=args.extra_examples,
         supervised=bool(supervised_weight),
         epsilon=args.adam_epsilon,
@@ -279,6 +313,7 @@ def run(
     torch.manual_seed(args.seed)
     model = build(args, model_class, labels).to(precision.device)
     set_packing(model, not args.pad_to_max_length)
+    steered = {}
     torch.manual_seed(args.seed + processes.rank())  # every process has its own dropout
     output_dir.mkdir(parents=True, exist_ok=True)
     if main:
@@ -291,6 +326,7 @@ def run(
         shape = {"first_step": first_step, "supervised_weight": supervised_weight}
         records = fit(args, session, plan, examples, teacher_logits, precision, **shape)
         follow(args, records, session, plan, tokenizer, evaluate)
+        steered = steered_to(args, model)
         settle(args, model)
         if main:
             (model if args.masked else fold(model)).save_pretrained(output_dir)
@@ -300,6 +336,7 @@ def run(
     results = evaluate(model, output_dir) if args.do_eval else {}
     if model.config.pruning_method is not None:
         counted = count(model)
+        results |= steered
         results |= {"remaining_weights": counted.remaining, "remaining_weights_released": counted.remaining_released}
     if args.eval_all_checkpoints and args.do_eval:
         results["checkpoints"] = evaluate_checkpoints(args, model_class, precision, evaluate)

@@ -18,7 +18,7 @@ from emmental.bank import Bank
 from emmental.examples import Examples
 from emmental.masked_linear import set_threshold
 from emmental.plan import Plan
-from emmental.sparsity import global_cut
+from emmental.sparsity import LOWEST, Steering, global_cut
 
 BETAS = (0.9, 0.999)
 
@@ -79,6 +79,7 @@ class Progress:
 
     step: int = 0  # optimizer steps done
     cut: float | None = None  # global top-k's present cut
+    steering: dict = field(default_factory=dict)  # the state of lambda's steering
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,8 @@ def train(
     objective: Callable[..., dict[str, torch.Tensor]],
     penalty: Callable[[nn.Module], torch.Tensor] | None,
     global_topk_every: int | None,
+    steering: Steering | None,
+    first_step: int,
     extra_examples: int,
     supervised: bool,
     epsilon: float,
@@ -131,9 +134,10 @@ def train(
 ) -> Iterator[Record]:
     """Trains from `progress.step` to the plan's end; yields a Record after each optimizer step.
 
-    `schedule` gives threshold and lambda of a step from 0 (None: dense); `rate` the factor on the learning rates;
-    `encode` is called with the number of each epoch that starts, to fill `banks`; a bank without columns is passed
-    over. `global_topk_every` is None for one cut per matrix; `length` pads every batch to it.
+    `schedule` gives threshold and lambda of a step, counted from `first_step` (None: dense); `rate` the factor on the
+    learning rates of a step from 0; `encode` is called with the number of each epoch that starts, to fill `banks`; a
+    bank without columns is passed over. `global_topk_every` is None for one cut per matrix; `steering` multiplies
+    lambda; `length` pads every batch to it.
     """
     device, scaler = precision.device, precision.scaler()
     forward = nn.parallel.DistributedDataParallel(model) if processes.world() > 1 else model
@@ -163,24 +167,28 @@ def train(
             parts["penalty"] = regu_lambda * penalty(model)
         return parts
 
-    def make_masks(step: int, anew: bool) -> tuple[float, float]:
-        threshold, regu_lambda = schedule(step)
-        if global_topk_every and anew:
-            progress.cut = global_cut(model, threshold)
-        set_threshold(model, progress.cut if global_topk_every else threshold)
+    def make_masks(number: int) -> tuple[float, float]:
+        threshold, regu_lambda = schedule(number)
+        if global_topk_every:
+            if threshold < 1 and (progress.cut is None or number % global_topk_every == 0):
+                progress.cut = global_cut(model, threshold)
+            set_threshold(model, LOWEST if progress.cut is None else progress.cut)
+        else:
+            set_threshold(model, threshold)
+        if steering:
+            regu_lambda *= steering.factor(model, number, progress.steering)
         return threshold, regu_lambda
 
     while progress.step < plan.total_steps:
         step = progress.step
         if schedule and step % plan.steps_per_epoch == 0:
             # as released: with the threshold of the last step before, the initial one in the first epoch (quirk 10)
-            make_masks(step - 1, anew=step == 0)
+            make_masks(step - 1 + first_step)
             encode(step // plan.steps_per_epoch)
         model.train()
         # ------------------------------------------------------------------------------------------------------------
         # threshold and lambda of this step; masks once, for all its batches
-        anew = bool(global_topk_every) and step % global_topk_every == 0
-        threshold, regu_lambda = make_masks(step, anew) if schedule else (1.0, 0.0)
+        threshold, regu_lambda = make_masks(step + first_step) if schedule else (1.0, 0.0)
 
         # the batches' losses, part by part, and their gradients
         batches, sums = plan.micro_batches(step), {}
