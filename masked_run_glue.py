@@ -8,7 +8,7 @@ from pathlib import Path
 from emmental import glue
 from emmental.arguments import GlueArguments, parse
 from emmental.errors import InputError, run
-from emmental.folders import check_model, check_teacher
+from emmental.folders import check_student, check_teacher
 
 
 def read(args: GlueArguments, split: str) -> glue.Rows:
@@ -29,7 +29,7 @@ def main() -> None:
     if args.task_name not in glue.TASKS:
         raise InputError(f"--task_name {args.task_name}: one of {', '.join(glue.TASKS)}")
     task = glue.TASKS[args.task_name]
-    student = check_model(args.model_name_or_path, "--model_name_or_path", args.max_seq_length)
+    student = check_student(args.model_name_or_path, args.config_name, args.tokenizer_name, args.max_seq_length)
     if args.needs_teacher:
         check_teacher(args.teacher_name_or_path, args.teacher_type, args.model_name_or_path, student, task.labels)
     train_rows = read(args, "train") if args.do_train else None

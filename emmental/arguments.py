@@ -62,20 +62,26 @@ class ModelArguments:
         refuse(not self.output_dir, "--output_dir is required")
         refuse(not (self.do_train or self.do_eval), "nothing to do: give --do_train, --do_eval or both")
         refuse(self.max_seq_length < 4, f"--max_seq_length {self.max_seq_length}: at least 4")
-        refuse(self.seed < 0, f"--seed {self.seed}: at least 0")
-        refuse(
-            os.path.exists(self.output_dir) and not os.path.isdir(self.output_dir),
-            f"--output_dir {self.output_dir}: is a file, not a folder",
-        )
+        refuse(not 0 <= self.seed < 2**63, f"--seed {self.seed}: at least 0 and less than 2^63")
+        resumed = self.resume_from_checkpoint
+        refuse(bool(resumed) and not self.do_train, "--resume_from_checkpoint needs --do_train")
+        lost = resumed not in ("", "auto") and not os.path.isfile(os.path.join(resumed, "state.json"))
+        refuse(lost, f"--resume_from_checkpoint {resumed}: no checkpoint, it has no state.json")
         self.check_output_dir()
 
     def check_output_dir(self) -> None:
-        """A training run starts in an empty folder, unless told otherwise."""
+        """Results can be written, and a training run starts in an empty folder, unless told otherwise."""
+        try:
+            os.lstat(os.path.join(self.output_dir, "result.json"))
+        except FileNotFoundError:
+            pass
+        except OSError as error:  # a file on the way, a loop of links, a name too long
+            raise InputError(f"--output_dir {self.output_dir}: {error.strerror}") from None
         used = self.do_train and os.path.isdir(self.output_dir) and os.listdir(self.output_dir)
         message = f"--output_dir {self.output_dir} is not empty; --overwrite_output_dir writes into it all the same"
         refuse(bool(used) and not (self.overwrite_output_dir or self.resume_from_checkpoint), message)
         existing = Path(self.output_dir)
-        while not existing.exists():
+        while not os.path.lexists(existing):
             existing = existing.parent
         refuse(not os.access(existing, os.W_OK), f"--output_dir {self.output_dir}: {existing} is not writable")
 
@@ -124,6 +130,7 @@ class TrainingArguments:
         refuse(self.max_steps < 1 and self.max_steps != -1, f"--max_steps {self.max_steps}: at least 1, or -1 for none")
         both = bool(self.warmup_steps and self.warmup_epochs)
         refuse(both, "--warmup_steps and --warmup_epochs: one of them, not both")
+        refuse(self.evaluate_during_training and not self.do_eval, "--evaluate_during_training needs --do_eval")
         refuse(self.fp16 and self.bf16, "--fp16 and --bf16: one of them, not both")
         refuse(self.fp16 and self.no_cuda, "--fp16 needs a GPU; on a CPU use --bf16 or neither")
 

@@ -38,6 +38,7 @@ class Session:
     banks: dict[str, Bank]
     arguments: dict  # those that change the numbers, with what the data were
     device: torch.device
+    scaler: torch.amp.GradScaler
 
 
 def save(folder: Path, session: Session, tokenizer) -> None:
@@ -57,6 +58,7 @@ def save(folder: Path, session: Session, tokenizer) -> None:
             state = {
                 **vars(session.progress),
                 "losses": losses,
+                "scaler": session.scaler.state_dict(),
                 "arguments": session.arguments,
                 "files": {path.name: digest(path) for path in sorted(beside.iterdir())},
                 "banks": {name: bank.files for name, bank in session.banks.items()},
@@ -84,10 +86,12 @@ def restore(folder: Path, session: Session) -> None:
     for name, parameter in session.model.named_parameters():
         for key in ("step", "exp_avg", "exp_avg_sq"):
             if (value := tensors.get(f"optimizer/{key}/{name}")) is not None:
-                session.optimizer.state[parameter][key] = value[0] if key == "step" else value.to(session.device)
+                value = value.to(session.device)
+                session.optimizer.state[parameter][key] = value[0] if key == "step" else value
     for name in vars(session.progress):
         setattr(session.progress, name, state[name])
     session.losses.known = state["losses"]
+    session.scaler.load_state_dict(state["scaler"])
     # With more processes than before, the new ones draw from a random state of their own.
     if (random_state := tensors.get(f"random/cpu/{processes.rank()}")) is not None:
         torch.set_rng_state(random_state)
@@ -156,6 +160,8 @@ def find(which: str, output_dir: Path) -> Path | None:
         return next(iter(complete(output_dir)), None)
     if wrong := fault(Path(which)):
         raise InputError(f"--resume_from_checkpoint {which}: no complete checkpoint, {wrong}")
+    if Path(which).resolve().parent != output_dir.resolve():
+        raise InputError(f"--resume_from_checkpoint {which}: not in --output_dir {output_dir}, where the banks are")
     return Path(which)
 
 
@@ -168,9 +174,29 @@ def check_arguments(folder: Path, arguments: dict) -> None:
         raise InputError(f"--resume_from_checkpoint {folder}: {told}")
 
 
-def prune(output_dir: Path, limit: int) -> None:
-    """Removes all but the newest `limit` checkpoints; 0 keeps all."""
+def prune(output_dir: Path, limit: int, step: int) -> None:
+    """Removes all but the newest `limit` checkpoints of a run at `step`; 0 keeps all.
+
+    Those beyond it, which a run that went back has still to write anew, are not counted: they may be damaged.
+    """
     if limit and processes.rank() == 0:
-        folders = [folder for folder in output_dir.glob("checkpoint-*") if (folder / STATE).is_file()]
-        for folder in sorted(folders, key=lambda folder: read_state(folder)["step"])[:-limit]:
+        steps = {folder: at for folder in output_dir.glob("checkpoint-*") if (at := _step(folder)) is not None}
+        for folder in sorted((folder for folder in steps if steps[folder] <= step), key=steps.get)[:-limit]:
             shutil.rmtree(folder)
+
+
+def clear(output_dir: Path, resumed: bool) -> None:
+    """Removes what earlier runs left that would be taken for this run's: torn files, or, unless resumed, all."""
+    for folder in output_dir.glob("checkpoint-*"):
+        if folder.name.endswith(".partial") or (not resumed and (folder / STATE).is_file()):
+            shutil.rmtree(folder)
+    if not resumed:
+        for name in ("banks", "tensorboard"):
+            shutil.rmtree(output_dir / name, ignore_errors=True)
+
+
+def _step(folder: Path) -> int | None:
+    try:
+        return int(read_state(folder)["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -4,9 +4,12 @@ The scripts print it as one line and exit with status 2; anything else that is r
 This module imports no more than the standard library, so that every check can use it before torch is loaded.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Callable
+
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # full, or not to be written
 
 
 class InputError(Exception):
@@ -14,10 +17,14 @@ class InputError(Exception):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a script's `main`, turning an InputError into one line on stderr and exit status 2."""
+    """Runs a script's `main`, turning an InputError, or a full disk, into one line on stderr and exit status 2."""
     try:
         main()
-    except InputError as error:
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (InputError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in DISK:
+            raise
         script, line = os.path.basename(sys.argv[0]), " ".join(str(error).split())
         where = f" [process {os.environ['RANK']}]" if "RANK" in os.environ else ""
         print(f"{script}: error:{where} {line}", file=sys.stderr)

@@ -26,6 +26,7 @@ from emmental.counting import count
 from emmental.encoding import encode_epoch, fill_from_teacher, restore_from_teacher
 from emmental.errors import InputError
 from emmental.examples import Examples
+from emmental.files import writing
 from emmental.logs import Log, Losses, write_json
 from emmental.masked_bert import MaskedBert, MaskedBertConfig, fold
 from emmental.masked_linear import set_threshold
@@ -55,17 +56,37 @@ def prepare(args: CommonArguments) -> Precision:
     return Precision(device, torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else None)
 
 
-def load(model_class: type[MaskedBert], name: str, config_name: str = "", **settings) -> MaskedBert:
-    """A model by transformers' `from_pretrained`, with `settings` in place of its config's."""
-    config = MaskedBertConfig.from_pretrained(config_name or name, **settings)
-    return model_class.from_pretrained(name, config=config, dtype=torch.float32)
+def load(
+    model_class: type[MaskedBert], name: str, config_name: str = "", *, trained: bool = True, **settings
+) -> MaskedBert:
+    """A model by transformers' `from_pretrained`, with `settings` in place of its config's.
+
+    InputError where it cannot be loaded, or weights are missing; of one that is not `trained` yet scores, pooler and
+    head may be.
+    """
+    try:
+        config = MaskedBertConfig.from_pretrained(config_name or name, **settings)
+        model, told = model_class.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:  # transformers, safetensors and torch's unpickler share no base class
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise InputError(f"{name}: the model cannot be loaded ({reason})") from error
+    new = ("bert.pooler.", "classifier.", "qa_outputs.")
+    missing = [x for x in told["missing_keys"] if trained or not (x.endswith("mask_scores") or x.startswith(new))]
+    if missing:
+        of = model_class.__name__
+        raise InputError(f"{name}: {len(missing)} weights of a {of} are missing, the first {min(missing)}")
+    return model
 
 
 def load_tokenizer(args: CommonArguments):
     """The model's fast tokenizer; --do_lower_case lower-cases whatever its files say."""
     settings = {"do_lower_case": True} if args.do_lower_case else {}
     name = args.tokenizer_name or args.model_name_or_path
-    return transformers.AutoTokenizer.from_pretrained(name, cache_dir=args.cache_dir or None, **settings)
+    try:
+        return transformers.AutoTokenizer.from_pretrained(name, cache_dir=args.cache_dir or None, **settings)
+    except Exception as error:  # as above, and the tokenizers' own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise InputError(f"{name}: the tokenizer cannot be loaded ({reason})") from error
 
 
 def cache_folder(args: CommonArguments) -> Path:
@@ -85,11 +106,12 @@ def build(args: CommonArguments, model_class: type[MaskedBert], labels: tuple[st
         settings["num_labels"] = 2 if labels is None else 1  # a span's start and end, a regression's value
     if args.do_train and args.masked:
         masks = {name: getattr(args, name) for name in ("pruning_method", "mask_init", "mask_scale")}
-        return load(model_class, args.model_name_or_path, args.config_name, threshold=None, **masks, **settings)
+        settings |= {**masks, "threshold": None}
+        return load(model_class, args.model_name_or_path, args.config_name, trained=False, **settings)
     saved, _ = MaskedBertConfig.get_config_dict(args.config_name or args.model_name_or_path)
     if args.do_train or saved["model_type"] != "masked_bert":
         settings["pruning_method"] = None
-    return load(model_class, args.model_name_or_path, args.config_name, **settings)
+    return load(model_class, args.model_name_or_path, args.config_name, trained=not args.do_train, **settings)
 
 
 def settle(args: CommonArguments, model: MaskedBert) -> None:
@@ -118,8 +140,10 @@ def steered_to(args: CommonArguments, model: MaskedBert) -> dict[str, float]:
 def comparable(args: CommonArguments, plan: Plan, examples: Examples) -> dict:
     """What a resumed run must have in common with the one it goes on from; of batch and processes, the product."""
     fixed = {item.name: getattr(args, item.name) for item in fields(args) if not item.metadata["free"]}
-    text = zlib.crc32(examples.input_ids.tobytes())
-    return {**fixed, "global_batch_size": plan.batch_size, "examples": len(examples), "text": text}
+    config, _ = MaskedBertConfig.get_config_dict(args.config_name or args.model_name_or_path)
+    data = [examples.input_ids.tobytes(), *(labels.numpy().tobytes() for labels in examples.labels)]
+    digests = {"model_config": zlib.crc32(repr(sorted(config.items())).encode()), "data": zlib.crc32(b"".join(data))}
+    return {**fixed, "global_batch_size": plan.batch_size, "examples": len(examples), **digests}
 
 
 def pruning_schedule(args: CommonArguments, plan: Plan, warmup_steps: int) -> Callable[[int], tuple[float, float]]:
@@ -134,7 +158,7 @@ def steering(args: CommonArguments, plan: Plan, warmup_steps: int) -> Steering |
         return None
     cut = score_at(args.final_threshold, METHODS[args.pruning_method])
     start, end = args.initial_warmup * warmup_steps, plan.total_steps - args.final_warmup * warmup_steps
-    return Steering(args.target_sparsity, cut, start, end, args.mask_scores_learning_rate)
+    return Steering(args.target_sparsity, cut, start, end)
 
 
 def scalars(args: CommonArguments, model: MaskedBert, record: Record, losses: dict[str, float]) -> dict[str, float]:
@@ -168,12 +192,22 @@ def bars(plan: Plan, done: int):
 
 
 class Stop:
-    """Remembers SIGTERM or SIGINT until the step is done; `received` is the signal's number, or 0."""
+    """While entered, remembers SIGTERM or SIGINT until the step is done; `received` is the signal's number, or 0."""
 
     def __init__(self):
         self.received = 0
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda received, _: setattr(self, "received", received))
+
+    def __enter__(self):
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        self.before = {number: signal.signal(number, self._receive) for number in numbers}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _) -> None:
+        self.received = number
 
     def leave(self, number: int, folder: Path) -> None:
         if processes.rank() == 0:
@@ -181,8 +215,20 @@ class Stop:
         sys.exit(128 + number)
 
 
+def load_teacher(args: CommonArguments, model_class: type[MaskedBert]) -> MaskedBert:
+    own = {} if args.teacher_type == "masked_bert" else {"pruning_method": None}
+    teacher = load(model_class, args.teacher_name_or_path, alignrep=args.alignrep, **own)
+    set_packing(teacher, not args.pad_to_max_length)
+    return teacher
+
+
 def teach(
-    args: CommonArguments, session: checkpoint.Session, examples: Examples, precision: Precision, resumed: Path | None
+    args: CommonArguments,
+    session: checkpoint.Session,
+    teacher: MaskedBert | None,
+    examples: Examples,
+    precision: Precision,
+    resumed: Path | None,
 ) -> tuple[torch.Tensor, ...] | None:
     """Fills the teacher's bank, by one pass or from a resumed run's files; returns the logits to be distilled."""
     if not args.needs_teacher:
@@ -191,9 +237,6 @@ def teach(
     if resumed:
         logits = restore_from_teacher(bank, checkpoint.read_state(resumed)["banks"]["finetuned"])
     else:
-        own = {} if args.teacher_type == "masked_bert" else {"pruning_method": None}
-        teacher = load(type(session.model), args.teacher_name_or_path, alignrep=args.alignrep, **own)
-        set_packing(teacher, not args.pad_to_max_length)
         logits = fill_from_teacher(bank, teacher.to(precision.device), examples, precision, full_length(args))
     return logits if args.use_distill else None
 
@@ -261,9 +304,9 @@ def fit(
 
 def follow(args: CommonArguments, records, session: checkpoint.Session, plan: Plan, tokenizer, evaluate) -> None:
     """Drives a training run to its end: logs, evaluates and saves on the way, and stops when asked to."""
-    output_dir, losses, stop = Path(args.output_dir), session.losses, Stop()
+    output_dir, losses = Path(args.output_dir), session.losses
     log = Log(output_dir if processes.rank() == 0 else None, session.progress.step)
-    with bars(plan, session.progress.step) as advance:
+    with Stop() as stop, bars(plan, session.progress.step) as advance:
         for record in records:
             losses.add(record.parts)
             ended, line = record.step == plan.total_steps, {}
@@ -276,11 +319,11 @@ def follow(args: CommonArguments, records, session: checkpoint.Session, plan: Pl
                     log.scalars(record.step, {f"eval/{name}": value for name, value in results.items()})
             shown = {"loss": "loss/total", "remaining": "remaining_weights"}
             advance(record.step, {name: f"{line[key]:.4g}" for name, key in shown.items() if key in line})
-            stopped = 0 if ended else processes.agreed(stop.received, session.device)
+            stopped = processes.agreed(stop.received, session.device)
             if stopped or (args.save_steps and record.step % args.save_steps == 0):
                 settle(args, session.model)
                 checkpoint.save(output_dir / f"checkpoint-{record.step}", session, tokenizer)
-                checkpoint.prune(output_dir, args.save_total_limit)
+                checkpoint.prune(output_dir, args.save_total_limit, record.step)
             if stopped:
                 stop.leave(stopped, output_dir / f"checkpoint-{record.step}")
     log.close()
@@ -314,13 +357,16 @@ def run(
     model = build(args, model_class, labels).to(precision.device)
     set_packing(model, not args.pad_to_max_length)
     steered = {}
+    teacher = load_teacher(args, model_class) if args.needs_teacher and not resumed else None
     torch.manual_seed(args.seed + processes.rank())  # every process has its own dropout
     output_dir.mkdir(parents=True, exist_ok=True)
-    if main:
-        write_json(asdict(args), output_dir / "arguments.json")
     if args.do_train:
-        session = open_session(args, model, plan, examples, precision.device)
-        teacher_logits = teach(args, session, examples, precision, resumed)
+        if main:
+            checkpoint.clear(output_dir, resumed is not None)
+            write_json(asdict(args), output_dir / "arguments.json")
+        session = open_session(args, model, plan, examples, precision)
+        teacher_logits = teach(args, session, teacher, examples, precision, resumed)
+        del teacher  # its bank and its logits are all that training needs
         if resumed:
             checkpoint.restore(resumed, session)
         shape = {"first_step": first_step, "supervised_weight": supervised_weight}
@@ -329,8 +375,9 @@ def run(
         steered = steered_to(args, model)
         settle(args, model)
         if main:
-            (model if args.masked else fold(model)).save_pretrained(output_dir)
-            tokenizer.save_pretrained(output_dir)
+            with writing(output_dir):
+                (model if args.masked else fold(model)).save_pretrained(output_dir)
+                tokenizer.save_pretrained(output_dir)
             if not any(output_dir.glob("checkpoint-*")):
                 shutil.rmtree(output_dir / "banks", ignore_errors=True)  # nothing is left that could go on from them
     results = evaluate(model, output_dir) if args.do_eval else {}
@@ -367,12 +414,13 @@ def report(results: dict, output_dir: Path) -> None:
 
 
 def open_session(
-    args: CommonArguments, model: MaskedBert, plan: Plan, examples: Examples, device: torch.device
+    args: CommonArguments, model: MaskedBert, plan: Plan, examples: Examples, precision: Precision
 ) -> checkpoint.Session:
     """A run's state at its start."""
     names = [*args.banks] + (["finetuned"] if args.needs_teacher and "finetuned" not in args.banks else [])
     folder, dtype = Path(args.output_dir) / "banks", getattr(torch, args.bank_dtype)
-    banks = {name: Bank(folder, device, dtype) for name in names}
+    banks = {name: Bank(folder, precision.device, dtype) for name in names}
     optimizer = build_optimizer(model, args.learning_rate, args.mask_scores_learning_rate, args.weight_decay)
     arguments = comparable(args, plan, examples)
-    return checkpoint.Session(model, optimizer, Progress(), Losses(), banks, arguments, device)
+    device, scaler = precision.device, precision.scaler
+    return checkpoint.Session(model, optimizer, Progress(), Losses(), banks, arguments, device, scaler)

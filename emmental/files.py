@@ -6,16 +6,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from emmental.errors import InputError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Says in one line that `path` could not be written, on a full disk for example."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: could not be written ({error})") from None
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; it takes `path`'s place once written, and is gone if writing failed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".partial")
     try:
-        yield beside
-        sync(beside)
-        os.replace(beside, path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield beside
+            sync(beside)
+            os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
 

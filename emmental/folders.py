@@ -7,10 +7,23 @@ import json
 import os
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from emmental.errors import InputError
 from emmental.methods import METHODS
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "model.sparse.safetensors")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+TOKENIZERS = ("tokenizer.json", "vocab.txt")
+
+# what must be a number in a BERT's config, and what it is where the config says nothing
+SIZES = {
+    "hidden_size": 768,
+    "vocab_size": 30522,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 512,
+}
 
 
 def read_config(name: str, flag: str) -> dict:
@@ -41,17 +54,58 @@ def _read_json(path: Path, missing: str) -> dict:
     return config
 
 
-def check_model(name: str, flag: str, max_seq_length: int, types: tuple[str, ...] = ("bert", "masked_bert")) -> dict:
-    """The config of a model that can be loaded as a BERT; InputError for any other."""
+def check_config(name: str, flag: str, max_seq_length: int, types: tuple[str, ...] = ("bert", "masked_bert")) -> dict:
+    """The config of a BERT; InputError for any other."""
     config = read_config(name, flag)
     if config.get("model_type") not in types:
         raise InputError(f"{flag} {name}: model_type is {config.get('model_type')!r}, not {' or '.join(types)}")
-    if os.path.isdir(name) and not any(os.path.isfile(os.path.join(name, weights)) for weights in WEIGHTS):
-        raise InputError(f"{flag} {name}: no model folder, it has no {WEIGHTS[0]}")
-    positions = config.get("max_position_embeddings", 512)
+    for key, default in SIZES.items():
+        if type(value := config.get(key, default)) is not int or value < 1:
+            raise InputError(f"{flag} {name}: its config's {key} is {value!r}")
+    positions = config.get("max_position_embeddings", SIZES["max_position_embeddings"])
     if max_seq_length > positions:
         raise InputError(f"--max_seq_length {max_seq_length}: {name} has {positions} positions")
     return config
+
+
+def check_model(name: str, flag: str, max_seq_length: int, types: tuple[str, ...] = ("bert", "masked_bert")) -> dict:
+    """The config of a model that can be loaded as a BERT; InputError for any other."""
+    config = check_config(name, flag, max_seq_length, types)
+    if not os.path.isdir(name):
+        return config
+    if not any(os.path.isfile(os.path.join(name, weights)) for weights in WEIGHTS):
+        raise InputError(f"{flag} {name}: no model folder, it has no {WEIGHTS[0]}")
+    if os.path.isfile(path := os.path.join(name, WEIGHTS[0])):
+        try:
+            with safe_open(path, "numpy"):  # reads what tensors there are, and that the file is as long as they need
+                pass
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{flag} {name}: {WEIGHTS[0]} is damaged ({error})") from None
+    return config
+
+
+def check_student(name: str, config_name: str, tokenizer_name: str, max_seq_length: int) -> dict:
+    """The config of the model that is trained or evaluated; InputError where it, or its tokenizer, is not to be had."""
+    config = check_model(name, "--model_name_or_path", max_seq_length)
+    if config_name:
+        config = check_config(config_name, "--config_name", max_seq_length)
+    folder, flag = (tokenizer_name, "--tokenizer_name") if tokenizer_name else (name, "--model_name_or_path")
+    known = any(os.path.isfile(os.path.join(folder, file)) for file in TOKENIZERS)
+    if not known and (os.path.exists(folder) or folder.startswith((".", "/", "~"))):
+        raise InputError(f"{flag} {folder}: no tokenizer, it has neither {' nor '.join(TOKENIZERS)}")
+    return config
+
+
+def _vocabulary(folder: str) -> list[str] | None:
+    """The tokens of a folder's tokenizer in the order of their ids; None where there are none to read."""
+    path = Path(folder)
+    try:
+        if (path / "tokenizer.json").is_file():
+            known = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+            return sorted(known, key=known.get)
+        return [word.decode() for word in (path / "vocab.txt").read_bytes().split()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def check_masked(name: str, flag: str, pruning_method: str | None, threshold: float | None) -> None:
@@ -81,23 +135,24 @@ def check_teacher(name: str, kind: str, student_name: str, student: dict, labels
     """
     flag = f"--teacher_name_or_path {name}"
     teacher = check_model(name, "--teacher_name_or_path", 0, (kind,))
-    for key, default in (("hidden_size", 768), ("vocab_size", 30522)):
-        theirs, ours = teacher.get(key, default), student.get(key, default)
+    for key in ("hidden_size", "vocab_size"):
+        theirs, ours = teacher.get(key, SIZES[key]), student.get(key, SIZES[key])
         if theirs != ours:
             raise InputError(f"{flag}: {key} {theirs}, and {student_name} has {ours}")
-    vocabularies = [Path(folder) / "vocab.txt" for folder in (name, student_name)]
-    if all(path.is_file() for path in vocabularies):
-        words, ours = (path.read_bytes().split() for path in vocabularies)
-        if words != ours:
-            raise InputError(f"{flag}: vocab.txt is another than that of {student_name}")
+    theirs, ours = _vocabulary(name), _vocabulary(student_name)
+    if theirs and ours and theirs != ours:
+        raise InputError(f"{flag}: its vocabulary is another than that of {student_name}")
     if labels is None:
         if "QuestionAnswering" not in str(teacher.get("architectures") or "QuestionAnswering"):
             raise InputError(f"{flag}: {teacher['architectures']} does not answer questions")
         return
     if "SequenceClassification" not in str(teacher.get("architectures") or "SequenceClassification"):
         raise InputError(f"{flag}: {teacher['architectures']} is no sequence classifier")
-    names = teacher.get("id2label") or {str(i): f"LABEL_{i}" for i in range(teacher.get("num_labels", 2))}
-    named = [str(names[key]) for key in sorted(names, key=int)]
+    try:
+        names = teacher.get("id2label") or {str(i): f"LABEL_{i}" for i in range(teacher.get("num_labels", 2))}
+        named = [str(names[key]) for key in sorted(names, key=int)]
+    except (ValueError, TypeError):
+        raise InputError(f"{flag}: its config's id2label or num_labels is not as transformers writes it") from None
     if len(named) != max(1, len(labels)):
         raise InputError(f"{flag}: {len(named)} labels, and the task has {max(1, len(labels))}")
     if not labels or [x.lower() for x in named] == [x.lower() for x in labels]:

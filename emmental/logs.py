@@ -60,8 +60,9 @@ class Log:
         if folder is None:
             return
         path = folder / "log.jsonl"
-        kept = [line for line in path.read_text().splitlines() if _step(line) <= step] if step else []
-        path.write_text("".join(f"{line}\n" for line in kept))
+        known = path.read_text(encoding="utf-8").splitlines() if step and path.exists() else []
+        with whole(path) as beside:
+            beside.write_text("".join(f"{line}\n" for line in known if _step(line) <= step), encoding="utf-8")
         self.lines = path.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 

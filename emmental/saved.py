@@ -18,7 +18,7 @@ from emmental.masked_bert import (
     fold,
 )
 from emmental.masked_linear import set_threshold
-from emmental.sparse import compact, save_sparse, size_table
+from emmental.packed import compact, save_sparse, size_table
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -84,11 +84,11 @@ def load_masked(directory: str, pruning_method: str | None = None, threshold: fl
 def save_folded(model: MaskedBert, source: Path, target: Path, form: str, dtype: str, compacted: bool) -> str:
     """Writes the model with its masks folded in, as transformers' plain BERT, and the tokenizer of `source`.
 
-    `form` and `dtype` as in emmental.sparse; `compacted` removes idle feed-forward neurons where all layers can spare
+    `form` and `dtype` as in emmental.packed; `compacted` removes idle feed-forward neurons where all layers can spare
     some. Returns what to tell of it.
     """
     plain = fold(model)
-    state, config = plain.state_dict(), plain.config.to_dict()
+    state, config = plain.state_dict(), plain.config.to_dict() | {"architectures": [type(plain).__name__]}
     dense, told = state, []
     if compacted:
         before = config["intermediate_size"]
@@ -106,13 +106,7 @@ def save_folded(model: MaskedBert, source: Path, target: Path, form: str, dtype:
     told += [
         f"{part:12}{before:16,}{after:16,}{ratio:8.2f}" for part, before, after, ratio in size_table(dense, stored)
     ]
-    for name in (
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "vocab.txt",
-        "special_tokens_map.json",
-        "added_tokens.json",
-    ):
+    for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copy(source / name, target / name)
     return "\n".join(told)

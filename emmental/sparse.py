@@ -1,22 +1,18 @@
-"""A pruned and folded model made small on disk and fast on a CPU.
+"""A pruned and folded model made fast on a CPU: its encoder runs on compressed sparse rows.
 
-Movement pruning leaves 3 to 50 % of the encoder's weights, yet its folded model (plain BERT whose pruned weights are
-zeros) is as large and as slow as before. Here those matrices are stored as kept values and an index, feed-forward
-neurons that do nothing are removed, and the encoder runs on compressed sparse rows. Nothing is approximated: weights
-come back as they were (a zero loses its sign), or as their float16 rounding.
+Activations are (features, tokens) from the first layer to the last, cut into tiles by token, because a sparse matrix
+times such a tile reads and writes whole rows. Which matrices gain from it is measured when a model is loaded.
 """
 
 import json
 import math
+import time
 import timeit
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
@@ -24,173 +20,10 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutput
 
 from emmental.errors import InputError
-from emmental.files import whole
 from emmental.masked_bert import PADDING_LOGIT
+from emmental.packed import FILE, read_sparse, read_tensors
 
-FILE = "model.sparse.safetensors"
-VERSION = 1
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
 MODELS = {model.__name__: model for model in (BertForSequenceClassification, BertForQuestionAnswering)}
-
-
-# --- Stored small
-
-
-def _to_gaps(kept: np.ndarray) -> np.ndarray:
-    zeros = np.diff(np.flatnonzero(kept), prepend=-1) - 1
-    lengths = zeros // 255 + 1
-    code = np.full(lengths.sum(), 255, dtype=np.uint8)
-    code[lengths.cumsum() - 1] = zeros % 255
-    return code
-
-
-def _from_gaps(code: np.ndarray) -> np.ndarray:
-    return np.cumsum(code + (code < 255).astype(np.int64))[code < 255] - 1
-
-
-# How the places of the kept values are written, and read back as ascending positions in the flattened matrix.
-# bitmask: a bit for each weight. gaps: a byte for each kept value, the zeros before it; 255 is 255 zeros and no value.
-INDEXES = {
-    "bitmask": (np.packbits, lambda code: np.flatnonzero(np.unpackbits(code))),
-    "gaps": (_to_gaps, _from_gaps),
-}
-
-
-def pack(state_dict: dict[str, Tensor], dtype: str = "float32") -> tuple[dict[str, Tensor], dict]:
-    """The folded `state_dict` in packed form: the tensors to store, and the header that describes them.
-
-    Every floating-point tensor is first rounded to `dtype`, "float32" or "float16"; InputError where that overflows.
-    An encoder matrix then becomes `NAME.values` (kept,) and `NAME.bitmask` or `NAME.gaps` (uint8), whichever is
-    smaller, unless dense is smaller still. Kept is what differs from zero, so NaN is and -0.0 is not.
-    """
-    tensors, entries = {}, {}
-    for name, weight in state_dict.items():
-        value = weight.to("cpu", DTYPES[dtype] if weight.is_floating_point() else weight.dtype).contiguous()
-        if value.isinf().sum() != weight.isinf().sum():
-            raise InputError(f"--dtype {dtype}: {name} holds a value too large for it")
-        forms = {"dense": {name: value}}
-        if name.startswith("bert.encoder.") and name.endswith(".weight") and value.dim() == 2:
-            kept = (value != 0).flatten()
-            for index, (encode, _) in INDEXES.items():
-                code = torch.from_numpy(encode(kept.numpy()))
-                forms[index] = {f"{name}.{index}": code, f"{name}.values": value.flatten()[kept]}
-        index = min(forms, key=lambda form: sum(piece.nbytes for piece in forms[form].values()))
-        tensors |= forms[index]
-        entries[name] = {"index": index, "shape": list(value.shape)}
-    original = sum(weight.nbytes for weight in state_dict.values())
-    return tensors, {"version": VERSION, "dtype": dtype, "original_bytes": original, "tensors": entries}
-
-
-def unpack(tensors: dict[str, Tensor], header: dict) -> dict[str, Tensor]:
-    """The dense float32 state dict that `pack` was given; InputError names a tensor whose pieces do not fit."""
-    state = {}
-    for name, entry in header["tensors"].items():
-        index, shape = entry["index"], entry["shape"]
-        pieces = [name] if index == "dense" else [f"{name}.values", f"{name}.{index}"]
-        for piece in pieces:
-            if piece not in tensors:
-                raise InputError(f"{piece} is missing")
-        value = tensors[pieces[0]]
-        value = value.float() if value.is_floating_point() else value
-        if index != "dense":
-            positions = torch.from_numpy(INDEXES[index][1](tensors[pieces[1]].numpy()))
-            if value.shape != positions.shape:
-                raise InputError(f"{name} has {value.numel()} values for {len(positions)} positions")
-            if len(positions) and positions[-1] >= math.prod(shape):
-                raise InputError(f"{pieces[1]} has the index {int(positions[-1])}, out of range for shape {shape}")
-            value = torch.zeros(math.prod(shape)).index_copy_(0, positions, value).view(shape)
-        if list(value.shape) != shape:
-            raise InputError(f"{name} has shape {list(value.shape)}, not {shape}")
-        state[name] = value
-    return state
-
-
-def save_sparse(state_dict: dict[str, Tensor], config: dict, directory: str | Path, dtype: str = "float32"):
-    """Write `config.json` and the packed `model.sparse.safetensors`; returns the tensors stored, for `size_table`."""
-    tensors, header = pack(state_dict, dtype)
-    with whole(Path(directory) / FILE) as weights, whole(Path(directory) / "config.json") as settings:
-        save_file(tensors, weights, {"format": "pt", "sparse": json.dumps(header)})
-        settings.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    return tensors
-
-
-def read_sparse(directory: str | Path) -> dict[str, Tensor]:
-    """The dense float32 state dict stored in `directory`; InputError names the file, and the tensor at fault."""
-    path = Path(directory) / FILE
-    tensors = _read(path)
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-    try:
-        header = json.loads(metadata["sparse"])
-        if header["version"] != VERSION:
-            raise InputError(f"format version {header['version']}, not {VERSION}")
-        return unpack(tensors, header)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise InputError(f"{path}: the description of its format is missing or damaged ({error!r})") from None
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: no safetensors file, or not a whole one ({error})") from None
-
-
-PARTS = {
-    "encoder": "bert.encoder.",
-    "embeddings": "bert.embeddings.",
-    "head": ("bert.pooler.", "classifier.", "qa_outputs."),
-    "total": "",
-}
-
-
-def size_table(state_dict: dict[str, Tensor], saved: dict[str, Tensor]) -> list[tuple[str, int, int, float]]:
-    """Rows (part, bytes as dense float32, bytes as saved, their ratio): encoder, embeddings, head with pooler, total.
-
-    `saved` holds the tensors stored, packed or not.
-    """
-    rows = []
-    for part, prefix in PARTS.items():
-        dense = sum(4 * value.numel() for name, value in state_dict.items() if name.startswith(prefix))
-        stored = sum(value.nbytes for name, value in saved.items() if name.startswith(prefix))
-        rows.append((part, dense, stored, dense / max(stored, 1)))
-    return rows
-
-
-def compact(state_dict: dict[str, Tensor], config: dict) -> tuple[dict[str, Tensor], dict]:
-    """Remove feed-forward neurons that do nothing; the new `state_dict` and `config`, whose logits are the same.
-
-    A neuron that reads nothing (its row of the first matrix is zero) is the constant act(bias), which moves into the
-    second matrix's bias; one that nothing reads (its column there is zero) just goes. `intermediate_size` is one
-    number for all layers, so each loses as many as the layer that can spare fewest; if that is none, both are
-    returned as they came.
-    """
-    layers = [f"bert.encoder.layer.{i}." for i in range(config["num_hidden_layers"])]
-    idle = [
-        (state_dict[f"{layer}intermediate.dense.weight"] == 0).all(1)
-        | (state_dict[f"{layer}output.dense.weight"] == 0).all(0)
-        for layer in layers
-    ]
-    size = max([1, *(int((~mask).sum()) for mask in idle)])
-    if size == config["intermediate_size"]:
-        return state_dict, config
-    state = dict(state_dict)
-    for layer, mask in zip(layers, idle, strict=True):
-        keep, drop = (part.sort().values for part in mask.int().argsort(stable=True).tensor_split([size]))
-        names = [f"{layer}{part}" for part in ("intermediate.dense.weight", "intermediate.dense.bias")]
-        weight, bias = f"{layer}output.dense.weight", f"{layer}output.dense.bias"
-        constant = ACT2FN[config["hidden_act"]](state[names[1]][drop].double())
-        moved = state[weight][:, drop].double() @ constant
-        state[bias] = (state[bias] + moved).to(state[bias].dtype)
-        state[weight] = state[weight][:, keep].contiguous()
-        for name in names:
-            state[name] = state[name][keep]
-    return state, config | {"intermediate_size": size}
-
-
-# --- Run fast: activations are (features, tokens) throughout, cut into tiles by token
 
 # The most tokens of a tile. A sparse product reads whole rows of its input, which should stay in the cache, and 96
 # floats are the 12 AVX2 registers that hold one row of its result; a dense product likes wider tiles.
@@ -217,11 +50,18 @@ KERNELS = {"sparse": _to_sparse, "dense": _to_dense}
 
 
 def _faster(weight: Tensor, bias: Tensor) -> str:
-    """The name of the faster kernel for this matrix, with the present number of threads; sparse must win clearly."""
+    """The name of the faster kernel for this matrix on this machine; sparse must win clearly."""
     runs = {name: partial(make(weight, bias), torch.ones(len(weight[0]), TILE[name])) for name, make in KERNELS.items()}
-    rounds = [{name: timeit.timeit(run, number=1) / TILE[name] for name, run in runs.items()} for _ in range(6)]
-    sparse, dense = (min(seconds[name] for seconds in rounds) for name in ("sparse", "dense"))
-    return "sparse" if sparse < 0.8 * dense else "dense"
+    seconds = {name: [] for name in runs}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # timed by one thread's own clock, so that a busy machine does not decide
+    try:
+        for _ in range(6):
+            for name, run in runs.items():
+                seconds[name].append(timeit.timeit(run, timer=time.thread_time, number=1) / TILE[name])
+    finally:
+        torch.set_num_threads(threads)
+    return "sparse" if min(seconds["sparse"]) < 0.8 * min(seconds["dense"]) else "dense"
 
 
 class _Layer:
@@ -336,7 +176,7 @@ def load_sparse(directory: str | Path) -> SparseBert:
         state = read_sparse(directory)
     else:
         path = directory / "model.safetensors"
-        state = {name: value.float() for name, value in _read(path).items()}
+        state = {name: value.float() for name, value in read_tensors(path).items()}
     if any(name.endswith("mask_scores") for name in state):
         raise InputError(f"{path}: it holds mask_scores, so it is a masked model; fold it first, with bertarize.py")
     with torch.device("meta"):

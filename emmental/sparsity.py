@@ -17,8 +17,12 @@ from emmental.methods import Method
 
 LOWEST = -1e30  # below every score
 SAMPLE = 1 << 20  # scores enough for a quantile
-PROPORTIONAL, INTEGRAL = 60.0, 600.0  # gains of the steering
-MOST = 12.0  # lambda is never steered further than e^12 from where it started
+
+# Steering: gains in e-folds of lambda per unit of score, and per unit of score and of travel
+PROPORTIONAL, INTEGRAL = 10.0, 4.0
+AHEAD = 0.3  # how much travel ahead the error is seen
+REACH = 0.5  # errors beyond are taken as this
+MOST = 7.0  # the integral never leads further than e^7 from where lambda started
 
 
 def schedule_threshold(
@@ -100,41 +104,53 @@ def calibrated_threshold(model: nn.Module, target_sparsity: float) -> float:
     return float(np.partition(values, place)[place])
 
 
-@dataclass
+@dataclass(frozen=True)
 class Steering:
     """Steers lambda so that soft pruning ends at a sparsity that was asked for.
 
-    Soft movement pruning "cannot precisely determine the final sparsity ratio beforehand" (arXiv 2005.07683); lambda
-    is tuned by hand. Here the share of scores below the final threshold is to follow the cubic schedule from 0 to
-    `target`, and lambda is multiplied by exp(gain * (error + its integral)). The error is how far, in units of the
-    score, the weight that should just be pruned is from the cut: unlike a count it tells the distance even while
-    nothing is pruned. Gains are set by how far scores can travel in the time there is, so they hold for runs of any
-    length.
+    Soft movement pruning "cannot precisely determine the final sparsity ratio beforehand" (arXiv 2112.07198); lambda is
+    tuned by hand. Here the share of scores below the final threshold is to follow the cubic schedule from 0 to
+    `target`, and lambda is multiplied by e^u, u = PROPORTIONAL * error + its integral. The error is how far the score
+    at the rank where the schedule stands is from the cut, seen a little ahead: unlike a count, it tells the distance
+    while nothing is pruned yet. Time is measured in travel, the sum of the scores' learning rates, which is about the
+    distance that Adam can move a score; so the gains hold for runs of any length.
     """
 
     target: float
     cut: float  # the final threshold as a score
     start: int  # the step at which the threshold begins to move
     end: int  # and the one at which it has stopped
-    rate: float  # peak learning rate of the scores
 
-    @torch.no_grad()
-    def error(self, model: nn.Module, step: int) -> float:
-        """Score of the weight at the rank where the schedule is, minus the cut; positive: push harder."""
-        scores = [linear.mask_scores.flatten() for linear in masked_linears(model).values()]
-        stride = max(1, sum(part.numel() for part in scores) // SAMPLE)
-        sample = torch.cat([part[::stride] for part in scores]).cpu().numpy()
+    def goal(self, step: int) -> float:
+        """The share of scores that should be below the cut at `step`."""
         passed = min(1.0, (step - self.start) / max(1, self.end - self.start))
-        place = min(int(self.target * (1 - (1 - passed) ** 3) * sample.size), sample.size - 1)
-        return float(np.partition(sample, place)[place]) - self.cut
+        return self.target * (1 - (1 - passed) ** 3)
 
-    def factor(self, model: nn.Module, step: int, state: dict) -> float:
-        """What lambda is multiplied by at `step`; `state` ({} at first) holds the integral and the present factor."""
+    def factor(self, model: nn.Module, step: int, learning_rate: float, state: dict[str, float]) -> float:
+        """What lambda is multiplied by at `step`, with the scores' present learning rate.
+
+        `state` is empty at first and holds what the next call needs; a device is waited for once in a while only.
+        """
         every = max(1, (self.end - self.start) // 500)
-        if step > self.start and (step % every == 0 or not state):
-            travel = self.rate * (self.end - self.start)
-            error = max(-1.0, min(1.0, self.error(model, step)))
-            integral = state.get("integral", 0.0) + INTEGRAL / travel * error * every / (self.end - self.start)
+        state["travel"] = state.get("travel", 0.0) + learning_rate
+        if step > self.start and (step % every == 0 or "score" not in state) and state["travel"]:
+            score, mean = score_and_mean(model, self.goal(step))
+            speed = (mean - state.get("mean", mean)) / state["travel"]  # -1: as fast as Adam moves
+            error = max(-REACH, min(REACH, score - self.cut + AHEAD * speed))
+            if error > 0:  # what already falls at half of Adam's speed is not pushed harder
+                error *= max(0.0, min(1.0, 1 + 2 * speed))
+            integral = state.get("integral", 0.0) + INTEGRAL * error * state["travel"]
             state["integral"] = max(-MOST, min(MOST, integral))
-            state["factor"] = math.exp(max(-MOST, min(MOST, state["integral"] + PROPORTIONAL / travel * error)))
+            state |= {"score": score, "mean": mean, "travel": 0.0}
+            state["factor"] = math.exp(state["integral"] + PROPORTIONAL * error)
         return state.get("factor", 1.0)
+
+
+@torch.no_grad()
+def score_and_mean(model: nn.Module, share: float) -> tuple[float, float]:
+    """The score below which a share of all scores lies, and the mean score; from a sample of large models."""
+    scores = [linear.mask_scores.flatten() for linear in masked_linears(model).values()]
+    stride = max(1, sum(part.numel() for part in scores) // SAMPLE)
+    sample = torch.cat([part[::stride] for part in scores]).cpu().numpy()
+    place = min(int(share * sample.size), sample.size - 1)
+    return float(np.partition(sample, place)[place]), float(sample.mean())

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -104,6 +105,7 @@ class Precision:
     def autocast(self):
         return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
 
+    @cached_property
     def scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
@@ -139,7 +141,7 @@ def train(
     bank without columns is passed over. `global_topk_every` is None for one cut per matrix; `steering` multiplies
     lambda; `length` pads every batch to it.
     """
-    device, scaler = precision.device, precision.scaler()
+    device, scaler = precision.device, precision.scaler
     forward = nn.parallel.DistributedDataParallel(model) if processes.world() > 1 else model
 
     def loss_parts(index: np.ndarray, seed: tuple[int, ...], regu_lambda: float) -> dict[str, torch.Tensor]:
@@ -175,8 +177,6 @@ def train(
             set_threshold(model, LOWEST if progress.cut is None else progress.cut)
         else:
             set_threshold(model, threshold)
-        if steering:
-            regu_lambda *= steering.factor(model, number, progress.steering)
         return threshold, regu_lambda
 
     while progress.step < plan.total_steps:
@@ -189,6 +189,10 @@ def train(
         # ------------------------------------------------------------------------------------------------------------
         # threshold and lambda of this step; masks once, for all its batches
         threshold, regu_lambda = make_masks(step + first_step) if schedule else (1.0, 0.0)
+        factor = rate(step)
+        if steering:
+            learning_rate = factor * optimizer.param_groups[0]["base_lr"]
+            regu_lambda *= steering.factor(model, step + first_step, learning_rate, progress.steering)
 
         # the batches' losses, part by part, and their gradients
         batches, sums = plan.micro_batches(step), {}
@@ -203,7 +207,6 @@ def train(
         # clip jointly, move weights and scores
         scaler.unscale_(optimizer)
         grad_norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
-        factor = rate(step)
         optimizer_step(optimizer, step, factor, epsilon, lambda: scaler.step(optimizer))
         scaler.update()
         optimizer.zero_grad(set_to_none=True)

@@ -18,7 +18,8 @@ import torch
 import transformers
 from transformers import BertConfig, BertForSequenceClassification
 
-from emmental.sparse import load_sparse, save_sparse
+from emmental.packed import save_sparse
+from emmental.sparse import load_sparse
 
 SIZES = {
     "base": {},
@@ -84,10 +85,10 @@ def main() -> None:
         dense = pruned_bert(options.size, density)
         with TemporaryDirectory() as directory, torch.inference_mode():
             save_sparse(dense.state_dict(), dense.config.to_dict(), directory)
+            sparse = load_sparse(directory)
+            kinds = list(sparse.chosen.values())
             for threads in options.threads:
                 torch.set_num_threads(threads)
-                sparse = load_sparse(directory)
-                kinds = list(sparse.chosen.values())
                 for batch in options.batch:
                     for length in options.length:
                         cell = {"density": density, "threads": threads, "batch": batch, "length": length}

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
 from emmental.errors import InputError
-from emmental.sparse import FILE, compact, load_sparse, pack, read_sparse, save_sparse, size_table, unpack
+from emmental.packed import FILE, compact, pack, read_sparse, save_sparse, size_table, unpack
+from emmental.sparse import load_sparse
 
 NAME = "bert.encoder.layer.0.output.dense.weight"
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"
@@ -113,7 +114,7 @@ def test_a_folder_comes_back_and_nothing_is_left_beside(tmp_path, monkeypatch):
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
     before = (tmp_path / FILE).read_bytes()
-    monkeypatch.setattr("emmental.sparse.json.dumps", lambda value, **format: 1 / 0 if format else "{}")
+    monkeypatch.setattr("emmental.packed.json.dumps", lambda value, **format: 1 / 0 if format else "{}")
     with pytest.raises(ZeroDivisionError):
         save_sparse(pruned(density=0.5).state_dict(), {}, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", FILE]
