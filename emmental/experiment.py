@@ -22,7 +22,7 @@ from tqdm import tqdm
 from emmental import checkpoint, processes
 from emmental.arguments import CommonArguments
 from emmental.bank import Bank
-from emmental.counting import count
+from emmental.counting import count, heat_map
 from emmental.encoding import encode_epoch, fill_from_teacher, restore_from_teacher
 from emmental.errors import InputError
 from emmental.examples import Examples
@@ -171,6 +171,13 @@ def scalars(args: CommonArguments, model: MaskedBert, record: Record, losses: di
     return line | losses
 
 
+def log_evaluation(log: Log, step: int, model: MaskedBert, results: dict[str, float]) -> None:
+    """The results of an evaluation at `step`, and the picture of what remains."""
+    log.scalars(step, {f"eval/{name}": value for name, value in results.items()})
+    if model.config.pruning_method is not None:
+        log.figure(step, "remaining_weights/by_matrix", lambda: heat_map(count(model)))
+
+
 @contextmanager
 def bars(plan: Plan, done: int):
     """Progress bars of epochs and steps; yields what a finished step is told to, and what stands beside the bar."""
@@ -302,10 +309,11 @@ def fit(
     )
 
 
-def follow(args: CommonArguments, records, session: checkpoint.Session, plan: Plan, tokenizer, evaluate) -> None:
+def follow(
+    args: CommonArguments, records, session: checkpoint.Session, plan: Plan, tokenizer, evaluate, log: Log
+) -> None:
     """Drives a training run to its end: logs, evaluates and saves on the way, and stops when asked to."""
     output_dir, losses = Path(args.output_dir), session.losses
-    log = Log(output_dir if processes.rank() == 0 else None, session.progress.step)
     with Stop() as stop, bars(plan, session.progress.step) as advance:
         for record in records:
             losses.add(record.parts)
@@ -315,8 +323,7 @@ def follow(args: CommonArguments, records, session: checkpoint.Session, plan: Pl
                 log.scalars(record.step, line)
                 if args.evaluate_during_training and not ended:
                     settle(args, session.model)
-                    results = evaluate(session.model, output_dir)
-                    log.scalars(record.step, {f"eval/{name}": value for name, value in results.items()})
+                    log_evaluation(log, record.step, session.model, evaluate(session.model, output_dir))
             shown = {"loss": "loss/total", "remaining": "remaining_weights"}
             advance(record.step, {name: f"{line[key]:.4g}" for name, key in shown.items() if key in line})
             stopped = processes.agreed(stop.received, session.device)
@@ -326,7 +333,47 @@ def follow(args: CommonArguments, records, session: checkpoint.Session, plan: Pl
                 checkpoint.prune(output_dir, args.save_total_limit, record.step)
             if stopped:
                 stop.leave(stopped, output_dir / f"checkpoint-{record.step}")
+
+
+def fit_and_save(
+    args: CommonArguments,
+    model: MaskedBert,
+    tokenizer,
+    plan: Plan,
+    examples: Examples,
+    evaluate: Callable[[MaskedBert, Path], dict[str, float]],
+    precision: Precision,
+    resumed: Path | None,
+    **shape,
+) -> dict[str, float]:
+    """Trains `model` and saves it; returns what the training itself has to report."""
+    output_dir, main = Path(args.output_dir), processes.rank() == 0
+    teacher = load_teacher(args, type(model)) if args.needs_teacher and not resumed else None
+    torch.manual_seed(args.seed + processes.rank())  # every process has its own dropout
+    if main:
+        checkpoint.clear(output_dir, resumed is not None)
+        write_json(asdict(args), output_dir / "arguments.json")
+    session = open_session(args, model, plan, examples, precision)
+    teacher_logits = teach(args, session, teacher, examples, precision, resumed)
+    del teacher  # its bank and its logits are all that training needs
+    if resumed:
+        checkpoint.restore(resumed, session)
+    records = fit(args, session, plan, examples, teacher_logits, precision, **shape)
+    log = Log(output_dir if main else None, session.progress.step)
+    follow(args, records, session, plan, tokenizer, evaluate, log)
+    results = steered_to(args, model)
+    settle(args, model)
+    if main:
+        with writing(output_dir):
+            (model if args.masked else fold(model)).save_pretrained(output_dir)
+            tokenizer.save_pretrained(output_dir)
+        if not any(output_dir.glob("checkpoint-*")):
+            shutil.rmtree(output_dir / "banks", ignore_errors=True)  # nothing is left that could go on from them
+    if args.do_eval:
+        results = evaluate(model, output_dir) | results
+        log_evaluation(log, session.progress.step, model, results)
     log.close()
+    return results
 
 
 def run(
@@ -347,8 +394,7 @@ def run(
     `labels` are the task's label names, () for a regression, None for a span; `evaluate` takes a model and the folder
     for its files; `first_step` is the number of the first step in the threshold's schedule.
     """
-    started, output_dir, main = time.time(), Path(args.output_dir), processes.rank() == 0
-    resumed = None
+    started, output_dir, resumed = time.time(), Path(args.output_dir), None
     if args.do_train and args.resume_from_checkpoint:
         resumed = checkpoint.find(args.resume_from_checkpoint, output_dir)
         if resumed:
@@ -356,40 +402,19 @@ def run(
     torch.manual_seed(args.seed)
     model = build(args, model_class, labels).to(precision.device)
     set_packing(model, not args.pad_to_max_length)
-    steered = {}
-    teacher = load_teacher(args, model_class) if args.needs_teacher and not resumed else None
-    torch.manual_seed(args.seed + processes.rank())  # every process has its own dropout
     output_dir.mkdir(parents=True, exist_ok=True)
     if args.do_train:
-        if main:
-            checkpoint.clear(output_dir, resumed is not None)
-            write_json(asdict(args), output_dir / "arguments.json")
-        session = open_session(args, model, plan, examples, precision)
-        teacher_logits = teach(args, session, teacher, examples, precision, resumed)
-        del teacher  # its bank and its logits are all that training needs
-        if resumed:
-            checkpoint.restore(resumed, session)
         shape = {"first_step": first_step, "supervised_weight": supervised_weight}
-        records = fit(args, session, plan, examples, teacher_logits, precision, **shape)
-        follow(args, records, session, plan, tokenizer, evaluate)
-        steered = steered_to(args, model)
-        settle(args, model)
-        if main:
-            with writing(output_dir):
-                (model if args.masked else fold(model)).save_pretrained(output_dir)
-                tokenizer.save_pretrained(output_dir)
-            if not any(output_dir.glob("checkpoint-*")):
-                shutil.rmtree(output_dir / "banks", ignore_errors=True)  # nothing is left that could go on from them
-    results = evaluate(model, output_dir) if args.do_eval else {}
+        results = fit_and_save(args, model, tokenizer, plan, examples, evaluate, precision, resumed, **shape)
+    else:
+        results = evaluate(model, output_dir)
     if model.config.pruning_method is not None:
         counted = count(model)
-        results |= steered
         results |= {"remaining_weights": counted.remaining, "remaining_weights_released": counted.remaining_released}
     if args.eval_all_checkpoints and args.do_eval:
         results["checkpoints"] = evaluate_checkpoints(args, model_class, precision, evaluate)
-    if main:
-        results["seconds"] = time.time() - started
-        report(results, output_dir)
+    if processes.rank() == 0:
+        report({**results, "seconds": time.time() - started}, output_dir)
 
 
 def evaluate_checkpoints(args, model_class, precision: Precision, evaluate) -> dict[str, dict[str, float]]:

@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -75,6 +77,11 @@ class Log:
         finite = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
         self.lines.write(json.dumps({"step": step, **finite}) + "\n")
         self.lines.flush()
+
+    def figure(self, step: int, name: str, draw: Callable) -> None:
+        """A matplotlib figure for TensorBoard, where there is matplotlib: `draw` makes it."""
+        if self.board is not None and find_spec("matplotlib") is not None:
+            self.board.add_figure(name, draw(), step)
 
     def close(self) -> None:
         if self.lines is not None:

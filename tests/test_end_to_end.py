@@ -33,7 +33,7 @@ def trained(world):
 
     def train(task, kind):
         if (task, kind) not in made:
-            folder, flags = world.folder / f"{kind}-{task}", [*world.command(task), *TRAIN]
+            folder, flags = world.folder / f"trained-{kind}-{task}", [*world.command(task), *TRAIN]
             if kind == "teacher":
                 flags += ["--model_type", "bert"]
             else:

@@ -110,6 +110,8 @@ def serve(modules: list[str]) -> None:
     """The launcher's loop."""
     for module in modules:
         importlib.import_module(module)
+    if "transformers" in sys.modules:  # compiles a thousand patterns when first asked
+        importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("bert")
     gc.collect()
     gc.freeze()  # so that a child does not copy all that it will never touch
     for line in sys.stdin:
