@@ -36,12 +36,12 @@ def main() -> None:
     plan = args.plan(len(train_rows)) if args.do_train else None
     dev_rows = {split: read(args, split) for split in task.dev} if args.do_eval else {}
 
-    from emmental import experiment
+    from emmental import experiment, loading
     from emmental.encoding import predict
     from emmental.masked_bert import MaskedBertForSequenceClassification
 
     precision = experiment.prepare(args)
-    tokenizer = experiment.load_tokenizer(args)
+    tokenizer = loading.load_tokenizer(args)
 
     def encode(rows: glue.Rows):
         return glue.encode(
@@ -49,7 +49,7 @@ def main() -> None:
             tokenizer,
             task=args.task_name,
             max_seq_length=args.max_seq_length,
-            cache_dir=experiment.cache_folder(args),
+            cache_dir=loading.cache_folder(args),
             overwrite_cache=args.overwrite_cache,
         )
 

@@ -38,12 +38,12 @@ def main() -> None:
     train_questions = read(args, "train", args.train_file) if args.do_train else None
     dev_questions = read(args, "dev", args.predict_file) if args.do_eval else None
 
-    from emmental import experiment, processes
+    from emmental import experiment, loading, processes
     from emmental.encoding import predict
     from emmental.masked_bert import MaskedBertForQuestionAnswering
 
     precision = experiment.prepare(args)
-    tokenizer = experiment.load_tokenizer(args)
+    tokenizer = loading.load_tokenizer(args)
 
     def cut(questions: squad.Questions, training: bool) -> squad.Windows:
         windows = squad.windows(
@@ -53,7 +53,7 @@ def main() -> None:
             doc_stride=args.doc_stride,
             max_query_length=args.max_query_length,
             training=training,
-            cache_dir=experiment.cache_folder(args),
+            cache_dir=loading.cache_folder(args),
             overwrite_cache=args.overwrite_cache,
         )
         notes, what = (windows.skipped, "left out") if training else (questions.notes, "doubtful")

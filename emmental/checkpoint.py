@@ -41,6 +41,16 @@ class Session:
     scaler: torch.amp.GradScaler
 
 
+def check_finite(session: Session) -> None:
+    """InputError where a weight or score is no number any more, so that neither is saved."""
+    spoilt = [name for name, parameter in session.model.named_parameters() if not parameter.isfinite().all()]
+    if spoilt:
+        step, count = session.progress.step, len(spoilt)
+        raise InputError(
+            f"step {step}: {count} weights are no numbers, {spoilt[0]} for one; earlier checkpoints are kept"
+        )
+
+
 def save(folder: Path, session: Session, tokenizer) -> None:
     """Writes a checkpoint from process 0; every process has to call it.
 

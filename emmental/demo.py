@@ -86,7 +86,7 @@ def write_passages(folder: Path, rng: random.Random) -> tuple[Texts, Examples]:
 
     folder.mkdir(parents=True, exist_ok=True)
     together = []
-    for split, passages in (("train", 1500), ("dev", 250)):
+    for split, passages in (("train", 1000), ("dev", 250)):
         paragraphs, examples = [], []
         for number in range(passages):
             things = {topic: rng.choice(WORDS[topic]) for topic in rng.sample(list(TOPICS), 4)}
@@ -126,7 +126,7 @@ def pretrain(folder: Path, pairs: Texts, seed: int) -> None:
     texts = tokenizer(*map(list, zip(*pairs, strict=True)), padding=True, return_tensors="pt")
     of_topics = tokenizer.convert_tokens_to_ids([word for topic in WORDS for word in (topic, *WORDS[topic])])
     topical = torch.isin(texts["input_ids"], torch.tensor(of_topics))
-    for _ in trange(600, desc="masked words"):
+    for _ in trange(400, desc="masked words"):
         rows = torch.randint(len(pairs), (64,))
         batch = {name: values[rows] for name, values in texts.items()}
         hidden = topical[rows] & (torch.rand(topical[rows].shape) < 0.4)
@@ -201,7 +201,7 @@ SQUAD = Task(
     teacher=80,
     alone=40,
 )
-RECIPE = {"BATCH": "64", "EPOCH": "6", "LR": "5e-4", "WARMUP": "50", "EXTRA_EXAMPLES": "256"}
+RECIPE = {"BATCH": "64", "EPOCH": "6", "LR": "5e-4", "WARMUP": "30", "EXTRA_EXAMPLES": "256"}
 SCRIPTS = {
     "run_glue_topk_kd.sh": (GLUE, {"FINAL_TH": "0.1"}),
     "run_glue_soft_kd.sh": (GLUE, {"FINAL_LAMBDA": "400"}),
@@ -306,7 +306,7 @@ def main() -> None:
         raise InputError(f"{script!r} is not one of {', '.join(SCRIPTS)}")
     task, sparsity = SCRIPTS[Path(script).name]
     seed, here, started = int(os.environ.get("DEMO_SEED", 42)), Path("demo") / task.name, time.time()
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     settings = {"seed": seed, "cache_dir": here / "cache", **task.flags}
     flags = [part for name, value in settings.items() for part in (f"--{name}", value)]
     together, dev = task.write(here / "data", random.Random(seed))

@@ -4,29 +4,26 @@ This is the one module below the scripts that knows the flags; it hands every ot
 """
 
 import shutil
-import signal
-import sys
 import time
 import zlib
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
-import datasets
 import torch
 import transformers
-from tqdm import tqdm
 
 from emmental import checkpoint, processes
 from emmental.arguments import CommonArguments
 from emmental.bank import Bank
+from emmental.console import Stop, bars
 from emmental.counting import count, heat_map
 from emmental.encoding import encode_epoch, fill_from_teacher, restore_from_teacher
 from emmental.errors import InputError
 from emmental.examples import Examples
 from emmental.files import writing
+from emmental.loading import build, load, load_teacher
 from emmental.logs import Log, Losses, write_json
 from emmental.masked_bert import MaskedBert, MaskedBertConfig, fold
 from emmental.masked_linear import set_threshold
@@ -54,64 +51,6 @@ def prepare(args: CommonArguments) -> Precision:
         raise InputError("--fp16 needs a GPU, and there is none; on a CPU use --bf16 or neither")
     torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
     return Precision(device, torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else None)
-
-
-def load(
-    model_class: type[MaskedBert], name: str, config_name: str = "", *, trained: bool = True, **settings
-) -> MaskedBert:
-    """A model by transformers' `from_pretrained`, with `settings` in place of its config's.
-
-    InputError where it cannot be loaded, or weights are missing; of one that is not `trained` yet scores, pooler and
-    head may be.
-    """
-    try:
-        config = MaskedBertConfig.from_pretrained(config_name or name, **settings)
-        model, told = model_class.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
-    except Exception as error:  # transformers, safetensors and torch's unpickler share no base class
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise InputError(f"{name}: the model cannot be loaded ({reason})") from error
-    new = ("bert.pooler.", "classifier.", "qa_outputs.")
-    missing = [x for x in told["missing_keys"] if trained or not (x.endswith("mask_scores") or x.startswith(new))]
-    if missing:
-        of = model_class.__name__
-        raise InputError(f"{name}: {len(missing)} weights of a {of} are missing, the first {min(missing)}")
-    return model
-
-
-def load_tokenizer(args: CommonArguments):
-    """The model's fast tokenizer; --do_lower_case lower-cases whatever its files say."""
-    settings = {"do_lower_case": True} if args.do_lower_case else {}
-    name = args.tokenizer_name or args.model_name_or_path
-    try:
-        return transformers.AutoTokenizer.from_pretrained(name, cache_dir=args.cache_dir or None, **settings)
-    except Exception as error:  # as above, and the tokenizers' own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise InputError(f"{name}: the tokenizer cannot be loaded ({reason})") from error
-
-
-def cache_folder(args: CommonArguments) -> Path:
-    """Where tokenised sets are kept."""
-    return Path(args.cache_dir or datasets.config.HF_DATASETS_CACHE) / "emmental"
-
-
-def build(args: CommonArguments, model_class: type[MaskedBert], labels: tuple[str, ...] | None) -> MaskedBert:
-    """The model that the flags describe: masked or dense to be trained, or one to be evaluated as it was saved.
-
-    `labels` are the task's label names, () for a regression, None for a span.
-    """
-    settings: dict = {"alignrep": args.alignrep}
-    if labels:
-        settings |= {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
-    else:
-        settings["num_labels"] = 2 if labels is None else 1  # a span's start and end, a regression's value
-    if args.do_train and args.masked:
-        masks = {name: getattr(args, name) for name in ("pruning_method", "mask_init", "mask_scale")}
-        settings |= {**masks, "threshold": None}
-        return load(model_class, args.model_name_or_path, args.config_name, trained=False, **settings)
-    saved, _ = MaskedBertConfig.get_config_dict(args.config_name or args.model_name_or_path)
-    if args.do_train or saved["model_type"] != "masked_bert":
-        settings["pruning_method"] = None
-    return load(model_class, args.model_name_or_path, args.config_name, trained=not args.do_train, **settings)
 
 
 def settle(args: CommonArguments, model: MaskedBert) -> None:
@@ -176,57 +115,6 @@ def log_evaluation(log: Log, step: int, model: MaskedBert, results: dict[str, fl
     log.scalars(step, {f"eval/{name}": value for name, value in results.items()})
     if model.config.pruning_method is not None:
         log.figure(step, "remaining_weights/by_matrix", lambda: heat_map(count(model)))
-
-
-@contextmanager
-def bars(plan: Plan, done: int):
-    """Progress bars of epochs and steps; yields what a finished step is told to, and what stands beside the bar."""
-    quiet = processes.rank() > 0
-    per_epoch, epochs = plan.steps_per_epoch, -(-plan.total_steps // plan.steps_per_epoch)
-    with (
-        tqdm(total=epochs, initial=done // per_epoch, desc="epochs", unit="epoch", disable=quiet) as outer,
-        tqdm(total=plan.total_steps, initial=done, desc="steps", unit="step", disable=quiet) as inner,
-    ):
-
-        def advance(step: int, beside: dict[str, str]) -> None:
-            inner.update()
-            if beside:
-                inner.set_postfix(beside)
-            if step % per_epoch == 0 or step == plan.total_steps:
-                outer.update()
-
-        yield advance
-
-
-class Stop:
-    """While entered, remembers SIGTERM or SIGINT until the step is done; `received` is the signal's number, or 0."""
-
-    def __init__(self):
-        self.received = 0
-
-    def __enter__(self):
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        self.before = {number: signal.signal(number, self._receive) for number in numbers}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, _) -> None:
-        self.received = number
-
-    def leave(self, number: int, folder: Path) -> None:
-        if processes.rank() == 0:
-            print(f"stopped by {signal.Signals(number).name}; go on with --resume_from_checkpoint {folder}")
-        sys.exit(128 + number)
-
-
-def load_teacher(args: CommonArguments, model_class: type[MaskedBert]) -> MaskedBert:
-    own = {} if args.teacher_type == "masked_bert" else {"pruning_method": None}
-    teacher = load(model_class, args.teacher_name_or_path, alignrep=args.alignrep, **own)
-    set_packing(teacher, not args.pad_to_max_length)
-    return teacher
 
 
 def teach(
@@ -327,8 +215,12 @@ def follow(
             shown = {"loss": "loss/total", "remaining": "remaining_weights"}
             advance(record.step, {name: f"{line[key]:.4g}" for name, key in shown.items() if key in line})
             stopped = processes.agreed(stop.received, session.device)
-            if stopped or (args.save_steps and record.step % args.save_steps == 0):
+            saving = stopped or (args.save_steps and record.step % args.save_steps == 0)
+            if saving or ended:
+                checkpoint.check_finite(session)
+            if saving:
                 settle(args, session.model)
+                session.progress.logged = log.logged
                 checkpoint.save(output_dir / f"checkpoint-{record.step}", session, tokenizer)
                 checkpoint.prune(output_dir, args.save_total_limit, record.step)
             if stopped:
@@ -359,7 +251,7 @@ def fit_and_save(
     if resumed:
         checkpoint.restore(resumed, session)
     records = fit(args, session, plan, examples, teacher_logits, precision, **shape)
-    log = Log(output_dir if main else None, session.progress.step)
+    log = Log(output_dir if main else None, session.progress.step, session.progress.logged)
     follow(args, records, session, plan, tokenizer, evaluate, log)
     results = steered_to(args, model)
     settle(args, model)
@@ -402,7 +294,6 @@ def run(
     torch.manual_seed(args.seed)
     model = build(args, model_class, labels).to(precision.device)
     set_packing(model, not args.pad_to_max_length)
-    output_dir.mkdir(parents=True, exist_ok=True)
     if args.do_train:
         shape = {"first_step": first_step, "supervised_weight": supervised_weight}
         results = fit_and_save(args, model, tokenizer, plan, examples, evaluate, precision, resumed, **shape)

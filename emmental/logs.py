@@ -56,15 +56,16 @@ def _mean(values: list[float]) -> float:
 class Log:
     """Scalars to TensorBoard and to log.jsonl in `folder`; nowhere at all where `folder` is None."""
 
-    def __init__(self, folder: Path | None, step: int = 0):
-        """`step`: where the run resumes; lines that an interrupted run wrote beyond it are dropped."""
+    def __init__(self, folder: Path | None, step: int = 0, logged: int = 0):
+        """`step` and `logged`: where the run resumes, and after how many lines; later ones are dropped."""
         self.lines = self.board = None
+        self.logged = logged
         if folder is None:
             return
         path = folder / "log.jsonl"
-        known = path.read_text(encoding="utf-8").splitlines() if step and path.exists() else []
+        known = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         with whole(path) as beside:
-            beside.write_text("".join(f"{line}\n" for line in known if _step(line) <= step), encoding="utf-8")
+            beside.write_text("".join(known[:logged]), encoding="utf-8")
         self.lines = path.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
@@ -77,6 +78,7 @@ class Log:
         finite = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
         self.lines.write(json.dumps({"step": step, **finite}) + "\n")
         self.lines.flush()
+        self.logged += 1
 
     def figure(self, step: int, name: str, draw: Callable) -> None:
         """A matplotlib figure for TensorBoard, where there is matplotlib: `draw` makes it."""
@@ -87,10 +89,3 @@ class Log:
         if self.lines is not None:
             self.lines.close()
             self.board.close()
-
-
-def _step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # torn by the interruption

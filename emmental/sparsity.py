@@ -19,8 +19,8 @@ LOWEST = -1e30  # below every score
 SAMPLE = 1 << 20  # scores enough for a quantile
 
 # Steering: gains in e-folds of lambda per unit of score, and per unit of score and of travel
-PROPORTIONAL, INTEGRAL = 10.0, 3.0
-BRAKE = 3.0  # a score that has fallen too far does not come back by itself: brake harder than push
+PROPORTIONAL, INTEGRAL = 5.0, 2.0
+BRAKE = 3.0  # how much harder to brake than to push
 AHEAD = 0.4  # how much travel ahead the error is seen
 REACH = 0.5  # errors beyond are taken as this
 MOST = 7.0  # the integral never leads further than e^7 from where lambda started
@@ -135,25 +135,28 @@ class Steering:
         every = max(1, (self.end - self.start) // 500)
         state["travel"] = state.get("travel", 0.0) + learning_rate
         if step > self.start and (step % every == 0 or "last" not in state) and state["travel"]:
-            present, last = scores_at(model, (self.goal(step), self.target))
+            goal = self.goal(step)
+            present, last, remaining = self.measure(model, goal)
             speed = (last - state.get("last", last)) / state["travel"]  # -1: as fast as Adam moves
-            error = max(-REACH, min(REACH, present - self.cut + AHEAD * speed))
-            if error > 0:
-                error *= max(0.0, min(1.0, 1 + speed))  # what falls as fast as it can is not pushed harder
-            else:
-                error *= BRAKE
+            # Both have the same sign: the distance tells while nothing is pruned yet, the ratio once much is.
+            error = max(-REACH, min(REACH, present - self.cut + AHEAD * speed)) + math.log(remaining / (1 - goal))
+            # What falls as fast as it can is not pushed harder; what has fallen too far does not come back by itself.
+            error *= max(0.0, min(1.0, 1 + speed)) if error > 0 else BRAKE
             integral = state.get("integral", 0.0) + INTEGRAL * error * state["travel"]
             state["integral"] = max(-MOST, min(MOST, integral))
             state |= {"last": last, "travel": 0.0}
             state["factor"] = math.exp(state["integral"] + PROPORTIONAL * error)
         return state.get("factor", 1.0)
 
+    @torch.no_grad()
+    def measure(self, model: nn.Module, goal: float) -> tuple[float, float, float]:
+        """The scores below which shares `goal` and `target` of all scores lie, and the share above the cut.
 
-@torch.no_grad()
-def scores_at(model: nn.Module, shares: tuple[float, ...]) -> list[float]:
-    """The scores below which these shares of all scores lie; from a sample in large models."""
-    scores = [linear.mask_scores.flatten() for linear in masked_linears(model).values()]
-    stride = max(1, sum(part.numel() for part in scores) // SAMPLE)
-    sample = torch.cat([part[::stride] for part in scores]).cpu().numpy()
-    places = [min(int(share * sample.size), sample.size - 1) for share in shares]
-    return np.partition(sample, sorted(set(places)))[places].tolist()
+        From a sample in large models.
+        """
+        scores = [linear.mask_scores.flatten() for linear in masked_linears(model).values()]
+        stride = max(1, sum(part.numel() for part in scores) // SAMPLE)
+        sample = torch.cat([part[::stride] for part in scores]).cpu().numpy()
+        places = [min(int(share * sample.size), sample.size - 1) for share in (goal, self.target)]
+        present, last = np.partition(sample, sorted(set(places)))[places].tolist()
+        return present, last, max(np.count_nonzero(sample > self.cut), 1) / sample.size

@@ -79,6 +79,7 @@ class Progress:
     """Where a run stands: what a checkpoint keeps beside weights, optimizer, banks and random state."""
 
     step: int = 0  # optimizer steps done
+    logged: int = 0  # lines of the log
     cut: float | None = None  # global top-k's present cut
     steering: dict = field(default_factory=dict)  # the state of lambda's steering
 

@@ -32,7 +32,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, BertConfig, BertModel
 
-from emmental import experiment, glue, objective, training
+from emmental import experiment, glue, loading, objective, training
 from emmental.arguments import GlueArguments
 from emmental.bank import Bank, sample
 from emmental.encoding import encode_epoch, predict
@@ -125,7 +125,7 @@ def build(options: argparse.Namespace, folder: Path) -> Case:
     for settings in ({"pruning_method": "topK", "alignrep": "cls"}, {"pruning_method": None, "alignrep": "cls"}):
         if options.model:
             models.append(
-                experiment.load(MaskedBertForSequenceClassification, name, trained=False, num_labels=2, **settings)
+                loading.load(MaskedBertForSequenceClassification, name, trained=False, num_labels=2, **settings)
             )
         else:
             models.append(MaskedBertForSequenceClassification(MaskedBertConfig(**SIZES[options.size], **settings)))

@@ -64,6 +64,8 @@ def test_a_run_leaves_its_results(trained, task, kind):
     assert arguments["num_train_epochs"] == 3 and arguments["output_dir"] == str(folder)
     lines = log(folder)
     total = len(lines)
+    evaluation = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+    assert {f"eval/{name}" for name in METRICS[task]} <= set(evaluation) and evaluation["step"] == total
     assert [line["step"] for line in lines] == list(range(1, total + 1))
     assert {path.name for path in folder.glob("checkpoint-*")} == {f"checkpoint-{n}" for n in range(3, total + 1, 3)}
     assert next((folder / "tensorboard").glob("events.out.tfevents.*")).stat().st_size > 1000

@@ -344,7 +344,9 @@ def result(folder: Path) -> dict:
 
 
 def log(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    """The lines of training steps, without those of evaluations."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss/total" in line]
 
 
 if __name__ == "__main__":

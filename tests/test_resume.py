@@ -1,0 +1,281 @@
+"""A run that is killed and goes on ends bit for bit like one that was not; what cannot go on says so."""
+
+import json
+import random
+import shutil
+import signal
+
+import pytest
+from tiny import HARD, SOFT, TRAIN, log, result, run_script, succeed
+
+# loss windows of five steps, so that checkpoints fall inside them
+FLAGS = [*TRAIN, "--logging_steps", 5, "--save_steps", 2, "--resume_from_checkpoint", "auto"]
+
+
+def outcome(folder):
+    """All that must be the same."""
+    return (folder / "model.safetensors").read_bytes(), result(folder), log(folder)
+
+
+def checkpoints(folder):
+    """Steps and folders of those that are there."""
+    found = (json.loads((path / "state.json").read_text()) for path in folder.glob("checkpoint-*[0-9]"))
+    return sorted(state["step"] for state in found)
+
+
+def killed(command, folder, function, nth):
+    answer = run_script(*command, "--output_dir", folder, before=("hit", signal.SIGKILL, function, nth))
+    assert answer.code == -signal.SIGKILL, answer.err
+    return answer
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world):
+    """A function: the folder of a command's run, the number of calls it made, and its optimizer steps."""
+    made = {}
+
+    def run(command):
+        key = str(command)
+        if key not in made:
+            folder, calls = world.folder / f"undisturbed-{len(made)}", world.folder / f"calls-{len(made)}"
+            succeed(*command, "--output_dir", folder, before=("count_calls", str(calls)))
+            made[key] = folder, int(calls.read_text()), log(folder)[-1]["step"]
+        return made[key]
+
+    return run
+
+
+def commands(world):
+    for task in ("qqp", "squad1"):
+        for method in (HARD, SOFT):
+            for accumulation in (1, 2):
+                options = ["--gradient_accumulation_steps", accumulation, "--save_steps", 3 - accumulation]
+                yield [*world.command(task), *FLAGS, *world.cap(task), *method, *options]
+
+
+# in the second epoch: inside an encoding pass (its forward, its end, its file), and in the course of a save
+PLACES = [
+    *[("encode_epoch.<locals>.compute", 1), ("Bank.add", 1), ("whole", 2), ("digest", 3)],
+    *[("save", 2), ("optimizer_tensors", 2), ("sync", 8), ("prune", 1)],
+]
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_killed_three_times(world, tmp_path, undisturbed, number):
+    """In the first third at any instant, in an encoding pass or a save, and in the last step or after it."""
+    chance, command = random.Random(number), list(commands(world))[number]
+    expected, calls, steps = undisturbed(command)
+    killed(command, tmp_path, "", chance.randrange(1, calls // 3))
+    killed(command, tmp_path, *PLACES[number])
+    done = max(checkpoints(tmp_path), default=0)
+    last = [("optimizer_step", steps - done), ("steered_to", 1)][number % 2] if steps > done else ("steered_to", 1)
+    killed(command, tmp_path, *last)
+    succeed(*command, "--output_dir", tmp_path)
+    assert outcome(tmp_path) == outcome(expected)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(8))
+def test_killed_at_any_instant(world, tmp_path, undisturbed, number):
+    """Again and again, each time a random number of calls later, until it gets through."""
+    chance, command = random.Random(100 + number), list(commands(world))[number]
+    expected, calls, _ = undisturbed(command)
+    kills = 0
+    while True:
+        before = ("hit", signal.SIGKILL, "", chance.randrange(1, calls + calls // 4))
+        answer = run_script(*command, "--output_dir", tmp_path, before=before)
+        if answer.code == 0 and kills >= 10:
+            break
+        if answer.code == 0:  # through too early: once more from the start
+            shutil.rmtree(tmp_path)
+            continue
+        assert answer.code == -signal.SIGKILL, answer.err
+        kills += 1
+    assert outcome(tmp_path) == outcome(expected)
+
+
+OTHER = {
+    "global_topk": ["--pruning_method", "threshold", "--global_topk", "--global_topk_frequency_compute", 4],
+    "l0": ["--pruning_method", "l0", "--regularization", "l0", "--final_lambda", 10, "--mask_scale", 2],
+    "target sparsity": [*SOFT, "--target_sparsity", 0.9],
+    "bf16": [*HARD, "--bf16"],
+    "half banks, supcon": [*HARD, "--bank_dtype", "float16", "--cl_normalization", "supcon"],
+    "evaluation on the way": [*HARD, "--evaluate_during_training"],
+    "teacher": ["--model_type", "bert"],
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("flags", OTHER.values(), ids=OTHER)
+def test_asked_to_stop(world, tmp_path, undisturbed, flags, number):
+    """A signal in the middle of a step, or of an encoding pass: the step is finished, saved, and gone on from."""
+    dense = "bert" in flags
+    command = [*world.command("qqp"), *TRAIN, "--logging_steps", 5, *flags, *([] if dense else world.cap("qqp"))]
+    expected, _, _ = undisturbed(command)
+    inside = "encode_epoch.<locals>.compute" if number == signal.SIGINT and not dense else "optimizer_step"
+    stopped = run_script(*command, "--output_dir", tmp_path, before=("hit", number, inside, 3))
+    assert stopped.code == 128 + number, stopped.err
+    saved = tmp_path / f"checkpoint-{checkpoints(tmp_path)[-1]}"
+    assert f"stopped by {signal.Signals(number).name}; go on with --resume_from_checkpoint {saved}\n" in stopped.out
+    assert saved.name == ("checkpoint-3" if inside == "optimizer_step" else "checkpoint-9")
+    succeed(*command, "--output_dir", tmp_path, "--resume_from_checkpoint", saved)
+    assert outcome(tmp_path) == outcome(expected)
+
+
+def test_asked_to_stop_in_the_last_step(world, tmp_path):
+    command = [*world.command("qqp"), *TRAIN, *HARD, "--max_steps", 5, "--output_dir", tmp_path]
+    assert run_script(*command, before=("hit", signal.SIGTERM, "optimizer_step", 5)).code == 143
+    assert not (tmp_path / "result.json").exists()
+    succeed(*command, "--resume_from_checkpoint", "auto")
+    assert (tmp_path / "result.json").exists() and [line["step"] for line in log(tmp_path)][:5] == [1, 2, 3, 4, 5]
+
+
+def test_asked_to_stop_while_loading_or_evaluating(world, tmp_path):
+    """There is nothing to be saved then: the process just ends."""
+    command = [*world.command("qqp"), *TRAIN, *HARD, "--max_steps", 5]
+    for place in ("build", "steered_to"):
+        out = tmp_path / place
+        assert run_script(*command, "--output_dir", out, before=("hit", signal.SIGTERM, place, 1)).code == -15
+        answer = run_script(*command, "--output_dir", out / "2", before=("hit", signal.SIGINT, place, 1))
+        assert answer.code == 130 and "Traceback" not in answer.err
+
+
+@pytest.fixture
+def finished(world, tmp_path, undisturbed):
+    """A command, and a copy of the folder that its run left: checkpoints 3, 6, 9 and 12."""
+    command = [*world.command("qqp"), *TRAIN, *SOFT, *world.cap("qqp"), "--logging_steps", 5]
+    expected, _, _ = undisturbed(command)
+    folder = tmp_path / "run"
+    shutil.copytree(expected, folder)
+    assert checkpoints(folder) == [3, 6, 9, 12]
+    (folder / "model.safetensors").unlink()
+    return command, folder, outcome(expected)
+
+
+def test_torn_checkpoints_are_named_and_passed_over(finished):
+    command, folder, expected = finished
+    weights = folder / "checkpoint-12" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    (folder / "checkpoint-9" / "training_state.safetensors").unlink()
+    state = folder / "checkpoint-6" / "state.json"
+    state.write_text(state.read_text()[:-20])
+    (folder / "checkpoint-5.partial").mkdir()
+    resumed = succeed(*command, "--output_dir", folder, "--resume_from_checkpoint", "auto", "--save_total_limit", 1)
+    told = [line for line in resumed.err.splitlines() if "passed over" in line]
+    assert [line.split(": passed over, ")[1] for line in told] == [
+        *("model.safetensors is damaged", "state.json is missing or damaged (JSONDecodeError)"),
+        "training_state.safetensors is missing",
+    ]
+    assert checkpoints(folder) == [12] and not (folder / "checkpoint-5.partial").exists()
+    assert outcome(folder) == expected
+
+
+def test_a_damaged_bank_is_noticed(finished):
+    command, folder, expected = finished
+    (folder / "banks" / "snapshot-1.safetensors").write_bytes(b"")
+    resumed = succeed(*command, "--output_dir", folder, "--resume_from_checkpoint", "auto")
+    assert resumed.err.count("passed over, snapshot-1.safetensors is damaged") == 3 - 0
+    assert outcome(folder) == expected
+
+
+def test_the_step_is_no_part_of_a_name(finished):
+    command, folder, expected = finished
+    (folder / "checkpoint-6").rename(folder / "checkpoint-100")
+    for name in ("checkpoint-9", "checkpoint-12"):
+        shutil.rmtree(folder / name)
+    succeed(*command, "--output_dir", folder, "--resume_from_checkpoint", "auto")
+    assert outcome(folder) == expected
+
+
+def test_going_back_while_later_checkpoints_are_damaged(finished):
+    """However few checkpoints are kept, a complete one stands at any time."""
+    command, folder, expected = finished
+    for step in (9, 12):
+        (folder / f"checkpoint-{step}" / "training_state.safetensors").write_bytes(b"")
+    limited = [*command, "--save_steps", 1, "--save_total_limit", 1, "--resume_from_checkpoint", "auto"]
+    killed(limited, folder, "optimizer_step", 3)
+    assert 8 in checkpoints(folder)
+    resumed = succeed(*limited, "--output_dir", folder)
+    assert resumed.err.count("passed over") == 2
+    assert checkpoints(folder) == [12] and outcome(folder) == expected
+
+
+REFUSED = {
+    "another learning rate": (["--learning_rate", 2e-3], "learning_rate was 0.001 and is 0.002"),
+    "another seed and temperature": (
+        *(["--seed", 1, "--contrastive_temperature", 0.2],),
+        "seed was 42 and is 1, contrastive_temperature was 0.1 and is 0.2",
+    ),
+    "longer": (["--num_train_epochs", 4], "num_train_epochs was 3.0 and is 4.0"),
+    "another batch": (["--per_gpu_train_batch_size", 4], "global_batch_size was 8 and is 4"),
+    "other data": (["--max_seq_length", 12], "max_seq_length was 24 and is 12, data was"),
+}
+
+
+@pytest.mark.parametrize("flags, message", REFUSED.values(), ids=REFUSED)
+def test_other_arguments_are_refused_by_name(finished, flags, message):
+    command, folder, _ = finished
+    refused = run_script(*command, "--output_dir", folder, "--resume_from_checkpoint", "auto", *flags)
+    assert refused.code == 2 and message in refused.err and len(refused.err.splitlines()) == 1
+    assert checkpoints(folder) == [3, 6, 9, 12]
+
+
+def test_what_changes_no_number_may_change(finished):
+    command, folder, expected = finished
+    shutil.rmtree(folder / "checkpoint-12")
+    flags = ["--save_steps", 0, "--resume_from_checkpoint", folder / "checkpoint-9", "--overwrite_cache"]
+    succeed(*command, "--output_dir", folder, *flags)
+    assert outcome(folder) == expected
+
+
+def test_other_models_and_folders_are_refused(world, finished, tmp_path):
+    command, folder, _ = finished
+    elsewhere = ["--output_dir", tmp_path / "new", "--resume_from_checkpoint", folder / "checkpoint-9"]
+    refused = run_script(*command, *elsewhere)
+    assert refused.code == 2 and "checkpoint-9: not in --output_dir" in refused.err and not (tmp_path / "new").exists()
+    still = ["--output_dir", folder, "--resume_from_checkpoint", "auto", "--model_name_or_path", world.still_model]
+    refused = run_script(*command, *still)
+    assert refused.code == 2 and "model_config was" in refused.err
+    (folder / "checkpoint-9" / "config.json").write_text("{}")
+    torn = ["--output_dir", folder, "--resume_from_checkpoint", folder / "checkpoint-9"]
+    refused = run_script(*command, *torn)
+    assert refused.code == 2 and "checkpoint-9: no complete checkpoint, config.json is damaged" in refused.err
+
+
+@pytest.mark.parametrize("size", [100, 3_000, 4_000, 20_000, 200_000])
+def test_a_full_disk(world, tmp_path, size):
+    """Whatever does not fit, it ends with one clear line, in time."""
+    command = [*world.command("qqp"), *TRAIN, *HARD, *world.cap("qqp"), "--save_steps", 9, "--output_dir", tmp_path]
+    full = run_script(*command, before=("limit_file_size", size), timeout=60)
+    told = [line for line in full.err.splitlines() if "error:" in line]
+    assert full.code == 2 and len(told) == 1 and "File too large" in told[0], full.err
+    assert "Traceback" not in full.err and not list(tmp_path.rglob("*.partial")) and not checkpoints(tmp_path)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(finished):
+    command, folder, expected = finished
+    for step in (6, 9, 12):
+        shutil.rmtree(folder / f"checkpoint-{step}")
+    command = [*command, "--output_dir", folder, "--resume_from_checkpoint", "auto"]
+    full = run_script(*command, before=("limit_file_size", 200_000))
+    assert full.code == 2 and "checkpoint-6: could not be written" in full.err and "earlier checkpoints are" in full.err
+    assert checkpoints(folder) == [3] and not list(folder.rglob("*.partial"))
+    succeed(*command)
+    assert outcome(folder) == expected
+
+
+def test_only_the_newest_checkpoints_are_kept(world, tmp_path):
+    flags = ["--save_steps", 1, "--save_total_limit", 2, "--output_dir", tmp_path]
+    killed([*world.command("qqp"), *TRAIN, *HARD, *flags], tmp_path, "optimizer_step", 8)
+    assert checkpoints(tmp_path) == [6, 7]
+    succeed(*world.command("qqp"), *TRAIN, *HARD, *flags, "--resume_from_checkpoint", "auto")
+    assert checkpoints(tmp_path) == [11, 12]
+
+
+def test_a_loss_that_is_no_number(world, tmp_path):
+    flags = ["--learning_rate", 1e30, "--max_grad_norm", 1e30, "--save_steps", 1, "--save_total_limit", 1]
+    ended = run_script(*world.command("qqp"), *TRAIN, *HARD, *flags, "--output_dir", tmp_path)
+    told = ended.err.splitlines()[-1]
+    assert ended.code == 2 and "step " in told and "earlier checkpoints are kept" in told, ended.err
+    assert len(checkpoints(tmp_path)) == 1 and not (tmp_path / "result.json").exists()
