@@ -2,15 +2,21 @@
 
 import json
 import math
+import os
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import image, scalar
+from tensorboardX.utils import figure_to_image
 
 from emmental.errors import InputError
-from emmental.files import whole
+from emmental.files import whole, writing
 
 
 def write_json(content: dict, path: Path) -> None:
@@ -54,12 +60,15 @@ def _mean(values: list[float]) -> float:
 
 
 class Log:
-    """Scalars to TensorBoard and to log.jsonl in `folder`; nowhere at all where `folder` is None."""
+    """Scalars to TensorBoard and to log.jsonl in `folder`; nowhere at all where `folder` is None.
+
+    TensorBoard's events are written at once: SummaryWriter leaves them to a thread, which dies on a full disk, and for
+    which the run would then wait for ever.
+    """
 
     def __init__(self, folder: Path | None, step: int = 0, logged: int = 0):
         """`step` and `logged`: where the run resumes, and after how many lines; later ones are dropped."""
-        self.lines = self.board = None
-        self.logged = logged
+        self.folder, self.logged = folder, logged
         if folder is None:
             return
         path = folder / "log.jsonl"
@@ -67,25 +76,33 @@ class Log:
         with whole(path) as beside:
             beside.write_text("".join(known[:logged]), encoding="utf-8")
         self.lines = path.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        (folder / "tensorboard").mkdir(exist_ok=True)
+        self.board = EventsWriter(str(folder / "tensorboard" / "events"), f".{os.getpid()}")
+        if step:  # TensorBoard shows nothing that an interrupted run wrote beyond it
+            self._event(step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """One line of values at optimizer step `step`; names with a slash are grouped in TensorBoard."""
-        if self.lines is None:
+        if self.folder is None:
             return
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
         finite = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
-        self.lines.write(json.dumps({"step": step, **finite}) + "\n")
-        self.lines.flush()
+        with writing(self.folder / "log.jsonl"):
+            self.lines.write(json.dumps({"step": step, **finite}) + "\n")
+            self.lines.flush()
         self.logged += 1
+        self._event(step, summary=Summary(value=[x for name in values for x in scalar(name, values[name]).value]))
 
     def figure(self, step: int, name: str, draw: Callable) -> None:
         """A matplotlib figure for TensorBoard, where there is matplotlib: `draw` makes it."""
-        if self.board is not None and find_spec("matplotlib") is not None:
-            self.board.add_figure(name, draw(), step)
+        if self.folder is not None and find_spec("matplotlib") is not None:
+            self._event(step, summary=image(name, figure_to_image(draw()), dataformats="CHW"))
+
+    def _event(self, step: int, **content) -> None:
+        with writing(self.folder / "tensorboard"):
+            self.board.write_event(Event(wall_time=time.time(), step=step, **content))
+            self.board.flush()
 
     def close(self) -> None:
-        if self.lines is not None:
+        if self.folder is not None:
             self.lines.close()
             self.board.close()

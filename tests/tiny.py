@@ -343,10 +343,10 @@ def result(folder: Path) -> dict:
     return content
 
 
-def log(folder: Path) -> list[dict]:
-    """The lines of training steps, without those of evaluations."""
+def log(folder: Path, having: str = "loss/") -> list[dict]:
+    """The lines that hold values of that name: of training steps, or with "eval/" of evaluations."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [line for line in lines if "loss/total" in line]
+    return [line for line in lines if any(name.startswith(having) for name in line)]
 
 
 if __name__ == "__main__":
