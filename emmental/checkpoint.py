@@ -7,8 +7,10 @@ The banks are written once and referred to. Nothing is unpickled.
 """
 
 import json
+import math
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,24 +152,20 @@ def fault(folder: Path) -> str | None:
     return None
 
 
-def complete(output_dir: Path) -> list[Path]:
+def complete(output_dir: Path) -> Iterator[Path]:
     """The complete checkpoints of a folder, the newest first by the step in their state; others are named on stderr."""
-    found = {}
-    for folder in sorted(output_dir.glob("checkpoint-*")):
-        if folder.name.endswith(".partial") or not folder.is_dir():
-            continue
-        if wrong := fault(folder):
-            if processes.rank() == 0:
-                print(f"{folder}: passed over, {wrong}", file=sys.stderr)
-        else:
-            found[folder] = read_state(folder)["step"]
-    return sorted(found, key=found.get, reverse=True)
+    folders = [x for x in output_dir.glob("checkpoint-*") if x.is_dir() and not x.name.endswith(".partial")]
+    for folder in sorted(folders, key=_step, reverse=True):
+        if not (wrong := fault(folder)):
+            yield folder
+        elif processes.rank() == 0:
+            print(f"{folder}: passed over, {wrong}", file=sys.stderr)
 
 
 def find(which: str, output_dir: Path) -> Path | None:
     """The checkpoint that `--resume_from_checkpoint which` means, or None where `auto` finds none."""
     if which == "auto":
-        return next(iter(complete(output_dir)), None)
+        return next(complete(output_dir), None)
     if wrong := fault(Path(which)):
         raise InputError(f"--resume_from_checkpoint {which}: no complete checkpoint, {wrong}")
     if Path(which).resolve().parent != output_dir.resolve():
@@ -190,9 +188,9 @@ def prune(output_dir: Path, limit: int, step: int) -> None:
     Those beyond it, which a run that went back has still to write anew, are not counted: they may be damaged.
     """
     if limit and processes.rank() == 0:
-        steps = {folder: at for folder in output_dir.glob("checkpoint-*") if (at := _step(folder)) is not None}
-        for folder in sorted((folder for folder in steps if steps[folder] <= step), key=steps.get)[:-limit]:
-            shutil.rmtree(folder)
+        folders = [folder for folder in output_dir.glob("checkpoint-*") if _step(folder) <= step]
+        for folder in sorted(folders, key=_step)[:-limit]:
+            shutil.rmtree(folder.rename(folder.with_name(folder.name + ".partial")))  # whole or absent
 
 
 def clear(output_dir: Path, resumed: bool) -> None:
@@ -205,8 +203,8 @@ def clear(output_dir: Path, resumed: bool) -> None:
             shutil.rmtree(output_dir / name, ignore_errors=True)
 
 
-def _step(folder: Path) -> int | None:
+def _step(folder: Path) -> float:
     try:
         return int(read_state(folder)["step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return math.inf

@@ -311,7 +311,7 @@ def run(
 def evaluate_checkpoints(args, model_class, precision: Precision, evaluate) -> dict[str, dict[str, float]]:
     """The results of every complete checkpoint of output_dir, by its step."""
     results = {}
-    for folder in reversed(checkpoint.complete(Path(args.output_dir))):
+    for folder in reversed(list(checkpoint.complete(Path(args.output_dir)))):
         saved = {} if args.masked else {"pruning_method": None}
         model = load(model_class, str(folder), **saved).to(precision.device)
         set_packing(model, not args.pad_to_max_length)

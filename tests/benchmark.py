@@ -34,6 +34,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from emmental import experiment, glue, loading, objective, training
 from emmental.arguments import GlueArguments
+from emmental.arguments import parse as parse_flags
 from emmental.bank import Bank, sample
 from emmental.encoding import encode_epoch, predict
 from emmental.examples import Examples
@@ -48,11 +49,17 @@ SIZES = {
     "mini": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
     "tiny": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
 }
+PUBLISHED = (
+    "--do_train --overwrite_output_dir --task_name qqp --learning_rate 3e-5 --mask_scores_learning_rate 1e-2 "
+    "--use_contrastive_loss --contrastive_temperature 0.1 --alignrep cls --cl_unsupervised_loss_weight 0.1 "
+    "--cl_supervised_loss_weight 10 --use_distill --ce_loss_weight 0.1 --distill_loss_weight 0.9"
+).split()
 KEPT = 0.1  # share of the weights that is left late in a run
 QQP = 363_846  # training examples
 COUNTS = (10_000, 50_000, QQP)  # examples for --growth
 MEASURED = 50_000  # above it the released way is extrapolated
 PASSES = 3  # encoding passes timed
+WAYS = "released", "project"
 PEAK = "peak MB"  # of memory, beyond what is held between steps or passes
 
 
@@ -98,23 +105,26 @@ def unit_rows(count: int, hidden: int, seed: int) -> torch.Tensor:
     return F.normalize(torch.empty(count, hidden).normal_(generator=torch.Generator().manual_seed(seed)))
 
 
-def build(options: argparse.Namespace, folder: Path) -> Case:
+def arguments(options: argparse.Namespace, folder: Path) -> GlueArguments:
+    """The flags of a run as run_glue_topk_kd.sh has them, late in it."""
     name = str(options.model or options.size)
-    published = {"learning_rate": 3e-5, "contrastive_temperature": 0.1, "cl_supervised_loss_weight": 10.0}
-    distilled = {"use_distill": True, "ce_loss_weight": 0.1, "distill_loss_weight": 0.9, "teacher_name_or_path": name}
-    args = GlueArguments(
-        **{"model_type": "masked_bert", "model_name_or_path": name, "output_dir": str(folder)},
-        **{
-            "do_train": True,
-            "overwrite_output_dir": True,
-            "task_name": "qqp",
-            "max_seq_length": options.length,
-            "alignrep": "cls",
-        },
-        **{"per_gpu_train_batch_size": options.batch, "num_train_epochs": options.snapshots + 1.0},
-        **{"initial_threshold": KEPT, "final_threshold": KEPT, "bf16": options.bf16, "tf32": options.tf32},
-        **{"use_contrastive_loss": True, "extra_examples": options.extra, **published, **distilled},
-    )
+    flags = ["--model_name_or_path", name, "--teacher_name_or_path", name, "--output_dir", str(folder), *PUBLISHED]
+    values = {
+        "max_seq_length": options.length,
+        "per_gpu_train_batch_size": options.batch,
+        "num_train_epochs": options.snapshots + 1,
+        "extra_examples": options.extra,
+        "initial_threshold": KEPT,
+        "final_threshold": KEPT,
+    }
+    switches = [f"--{name}" for name in ("bf16", "tf32") if getattr(options, name)]
+    pairs = [text for flag, value in values.items() for text in (f"--{flag}", str(value))]
+    return parse_flags(GlueArguments, flags + pairs + switches)
+
+
+def build(options: argparse.Namespace, folder: Path) -> Case:
+    args = arguments(options, folder)
+    name = args.model_name_or_path
     if options.data_dir:
         rows, tokenizer = glue.read("qqp", options.data_dir / "train.tsv"), AutoTokenizer.from_pretrained(name)
         examples = glue.encode(rows, tokenizer, task="qqp", max_seq_length=options.length, cache_dir=folder)
@@ -122,11 +132,10 @@ def build(options: argparse.Namespace, folder: Path) -> Case:
         examples = generated(options.examples, options.length)
     torch.manual_seed(0)
     models = []
-    for settings in ({"pruning_method": "topK", "alignrep": "cls"}, {"pruning_method": None, "alignrep": "cls"}):
+    for method in ("topK", None):
+        settings = {"pruning_method": method, "alignrep": "cls", "num_labels": 2}
         if options.model:
-            models.append(
-                loading.load(MaskedBertForSequenceClassification, name, trained=False, num_labels=2, **settings)
-            )
+            models.append(loading.load(MaskedBertForSequenceClassification, name, trained=False, **settings))
         else:
             models.append(MaskedBertForSequenceClassification(MaskedBertConfig(**SIZES[options.size], **settings)))
     for linear in masked_linears(models[0]).values():
@@ -466,55 +475,74 @@ class Stub:
         return self.rows[: len(input_ids)]
 
 
-def growth(ways: dict, case: Case, gigabytes: float) -> list[dict]:
-    """By examples and snapshots: ms of a step's contrastive part, seconds of a pass's bookkeeping and of a new column.
+def bookkeeping(way, case: Case, count: int, gigabytes: float) -> dict[int, dict[str, float]]:
+    """What `count` examples cost one way apart from any forward, by the number of snapshots.
 
-    Above MEASURED examples the released way is extrapolated: its gather costs the same, a column grows linearly, and a
-    pass by the linear and the quadratic part that two measured numbers give. A bank over `gigabytes` is left out.
+    `step`: ms of a step's contrastive part; `column`: seconds to add a snapshot; `encoding`: seconds of a pass. Banks of
+    more than `gigabytes` are left out.
     """
     hidden, last, clock = case.student.config.hidden_size, len(case.columns["snapshots"]), Clock(case.device)
+    examples, column = generated(count, case.args.max_seq_length), unit_rows(count, hidden, 1)
     anchors = torch.randn(case.plan.batch_size, hidden, device=case.device, requires_grad=True)
-    cells: list[dict] = []
+    encoding = clock.time(way.encode, examples, Stub(hidden, case.device)) / 1e3
+    found, single, snapshots = {}, way.grow(None, column), None
+
+    def step(number: int) -> None:
+        banks = [single, single, snapshots]
+        way.contrastive(anchors, banks, np.arange(len(anchors)), examples.labels[0], number).backward()
+
+    for number in range(1, last + 1):
+        if 4e-9 * count * hidden * number > gigabytes:
+            break
+        new, start = column.clone(), clock.now()
+        snapshots = way.grow(snapshots, new)
+        added = (clock.now() - start) / 1e3
+        if number in (1, 3, last):
+            taken = median([clock.time(step, i) for i in range(7)][2:])
+            found[number] = {"step": taken, "column": added, "encoding": encoding}
+    return found
+
+
+def extrapolated(measured: dict[int, dict], count: int) -> dict[int, dict[str, float]]:
+    """The released way's bookkeeping for `count` examples, from that of the two largest sets measured.
+
+    The gather costs the same, a column grows linearly, a pass with a linear and a quadratic part.
+    """
+    (n, fewer), (m, more) = sorted(measured.items())[-2:]
+    found = {}
+    for number, cell in more.items():
+        p, q = fewer[number]["encoding"], cell["encoding"]
+        encoding = count * (p / n + (q / m - p / n) / (m - n) * (count - n))
+        found[number] = cell | {"column": cell["column"] * count / m, "encoding": encoding}
+    return found
+
+
+def growth(ways: dict, case: Case, gigabytes: float) -> list[dict]:
+    """Both ways' bookkeeping by examples and snapshots; of the released way above MEASURED examples an extrapolation."""
+    cells, measured = [], {}
     for count in COUNTS:
-        examples, column = generated(count, case.args.max_seq_length), unit_rows(count, hidden, 1)
-        for name, way in ways.items():
-            if name == "released" and count > MEASURED:
-                known = [cell for cell in cells if cell["way"] == name and not cell["extrapolated"]]
-                (n, p), (m, q) = sorted({(cell["examples"], cell["pass_s"]) for cell in known})[-2:]
-                square = (q / m - p / n) / (m - n)
-                more = {"examples": count, "extrapolated": True, "pass_s": count * (p / n + square * (count - n))}
-                at_most = [cell for cell in known if cell["examples"] == m]
-                cells += [cell | more | {"add_s": cell["add_s"] * count / m} for cell in at_most]
-                continue
-            took = clock.time(way.encode, examples, Stub(hidden, case.device)) / 1e3
-            single, snapshots = way.grow(None, column), None
-            for number in range(1, last + 1):
-                if 4e-9 * count * hidden * number > gigabytes:
-                    break
-                new, start = column.clone(), clock.now()
-                snapshots = way.grow(snapshots, new)
-                cell = {"way": name, "examples": count, "snapshots": number, "extrapolated": False, "pass_s": took}
-                cell["add_s"] = (clock.now() - start) / 1e3
-                if number in (1, 3, last):
-                    batch = [single, single, snapshots], np.arange(len(anchors)), examples.labels[0]
-
-                    def step(number: int, way=way, batch=batch) -> None:
-                        way.contrastive(anchors, *batch, number).backward()
-
-                    cells.append(cell | {"step_ms": median([clock.time(step, i) for i in range(7)][2:])})
-    return cells
+        if count <= MEASURED:
+            measured[count] = released = bookkeeping(ways["released"], case, count, gigabytes)
+        else:
+            released = extrapolated(measured, count)
+        project = bookkeeping(ways["project"], case, count, gigabytes)
+        for number in project.keys() & released.keys():
+            cell = {"examples": count, "snapshots": number, "extrapolated": count > MEASURED}
+            cells.append(cell | {"released": released[number], "project": project[number]})
+    return sorted(cells, key=lambda cell: (cell["examples"], cell["snapshots"]))
 
 
-def last_epoch(step: dict, encode: dict, encoded: int, cells: list[dict], batch: int) -> dict:
-    """Hours of a run's last epoch at QQP's size by part, for both ways."""
+def last_epoch(step: dict, encode: dict, encoded: int, cell: dict, batch: int) -> dict:
+    """Hours of a run's last epoch by part, for both ways; `cell` is the growth's."""
     hours: dict = {}
-    for name in ("released", "project"):
-        cell = [x for x in cells if x["way"] == name and x["examples"] == QQP][-1]
-        parts = {part: ms * -(-QQP // batch) / 3.6e6 for part, ms in step[name].items() if part not in ("total", PEAK)}
-        parts["contrastive"] *= cell["step_ms"] / step[name]["contrastive"]
+    for name in WAYS:
+        steps = -(-cell["examples"] // batch)
+        parts = {part: ms * steps / 3.6e6 for part, ms in step[name].items() if part not in ("total", PEAK)}
+        parts["contrastive"] = cell[name]["step"] * steps / 3.6e6
         # the project makes its masks once in a pass, whatever the number of examples
         forward = encode[name]["student forward"] + (encode[name]["masks"] if name == "released" else 0)
-        parts |= {"encoding": forward * QQP / encoded / 3.6e6, "bookkeeping": (cell["pass_s"] + cell["add_s"]) / 3.6e3}
+        parts["encoding, forward"] = forward * cell["examples"] / encoded / 3.6e6
+        parts["encoding, bookkeeping"] = (cell[name]["encoding"] + cell[name]["column"]) / 3.6e3
         hours[name] = {"total": sum(parts.values())} | parts
     return hours | {"ratio": hours["released"]["total"] / hours["project"]["total"]}
 
@@ -534,7 +562,7 @@ def bank_memory(folder: Path, count: int = 20_000, hidden: int = 768, columns: i
             add = partial(bank.add, "column.safetensors", column, write=True)
         size = dtype.itemsize * hidden
         stored, at_qqp = size * count * columns / 1e6, size * QQP * (columns + 1) / 1e9
-        found[name] = {"stored MB": stored, "adding MB": peak(add, host), "QQP GB": at_qqp}
+        found[name] = {"MB": stored, "adding MB": peak(add, host), "11 of QQP GB": at_qqp}
     return found
 
 
@@ -559,13 +587,16 @@ def floor(case: Case, rate: float, bandwidth: float) -> dict[str, float]:
     tokens, squares = np.mean([x.sum() for x in lengths]), np.mean([(x**2).sum() for x in lengths])
     hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     weights = layers * (4 * hidden**2 + 2 * hidden * inner)
-    forward = 2 * weights * tokens + 4 * squares * hidden * layers
+    # of the last layer only the first token's output is asked for: all tokens' keys and values, the rest for one
+    unneeded = (2 * hidden**2 + 2 * hidden * inner) * (tokens - batch)
+    forward = 2 * (weights * tokens - unneeded) + 4 * hidden * ((layers - 1) * squares + tokens)
+    backward = 2 * forward - 6 * hidden**2 * tokens  # embeddings are frozen: no gradient below the first layer
     activations = 4 * tokens * layers * (8 * hidden + 2 * inner)
     keys = 3 * case.args.extra_examples + batch * (2 + snapshots)
     work = {  # operations, bytes
         "masks": (0, 8 * weights),
         "student forward": (forward, 12 * weights + activations),
-        "backward": (2 * forward, 20 * weights + activations),
+        "backward": (backward, 20 * weights + activations),
         "contrastive": (6 * batch * keys * hidden, 8 * keys * hidden),
         "clip, optimizer": (0, 2 * weights * (4 + 28)),
     }
@@ -575,37 +606,33 @@ def floor(case: Case, rate: float, bandwidth: float) -> dict[str, float]:
 # --- The program
 
 
-def show(title: str, result: dict, unit: str) -> None:
+def table(title: str, columns: list[str], rows) -> None:
+    print(f"\n{title:36}" + "".join(f"{column:>15}" for column in columns))
+    for name, *values in rows:
+        print(f"  {name:34}" + "".join(f"{value:15.4g}" for value in values), flush=True)
+
+
+def show(title: str, result: dict) -> None:
     """Prints both ways side by side, the released way's largest parts first, and the ratio."""
     released, project = result["released"], result["project"]
-    print(f"\n{title + ', ' + unit:40}{'released':>12}{'project':>12}")
-    parts = sorted({*released, *project} - {PEAK}, key=lambda part: -released.get(part, 0))
-    for part in [*parts, PEAK] if PEAK in released else parts:
-        print(f"  {part:38}{released.get(part, 0):12.4g}{project.get(part, 0):12.4g}")
-    print(f"  {'ratio':38}{result['ratio']:12.4g}", flush=True)
-
-
-def show_floor(found: dict) -> None:
-    print(f"\n{'Floor of the project, ms':40}{'floor':>12}{'measured':>12}{'times':>12}")
-    for part, row in found["parts"].items():
-        print(f"  {part:38}{row['floor']:12.4g}{row['measured']:12.4g}{row['times']:12.4g}")
-    print(
-        f"  at {found['rate'] / 1e9:.0f} billion operations and {found['bandwidth'] / 1e9:.1f} GB a second", flush=True
-    )
+    parts = sorted({*released, *project}, key=lambda part: (part == PEAK, -released.get(part, 0)))
+    table(title, ["released", "project"], ((part, released.get(part, 0), project.get(part, 0)) for part in parts))
+    print(f"  ratio {result['ratio']:.2f}", flush=True)
 
 
 def show_growth(results: dict) -> None:
-    print("\nGrowth; the forward of a pass costs nothing, ~ is extrapolated")
-    print("  examples  snapshots  way        contrastive, ms a step  seconds to add a snapshot  seconds of a pass")
-    for cell in sorted(results["growth"], key=lambda x: (x["examples"], x["snapshots"], x["way"] == "project")):
-        mark = "~" if cell["extrapolated"] else " "
-        figures = f"{cell['step_ms']:23.1f} {mark}{cell['add_s']:25.2f} {mark}{cell['pass_s']:17.1f}"
-        print(f"  {cell['examples']:8}  {cell['snapshots']:9}  {cell['way']:9}{mark}{figures}")
+    columns = [f"{what}{who}" for what in ("step ms, ", "column s, ", "pass s, ") for who in ("rel.", "proj.")]
+    rows = []
+    for cell in results["growth"]:
+        name = f"{cell['examples']:7}, {cell['snapshots']} snapshots{', rel. ~' * cell['extrapolated']}"
+        rows.append((name, *(cell[who][what] for what in ("step", "column", "encoding") for who in WAYS)))
+    table("Growth without forward, ~ extrapolated", columns, rows)
     if "epoch" in results:
-        show(f"The last epoch on {QQP:,} examples", results["epoch"], "hours")
-    print("\nBank of 20,000 x 768          10 columns, MB  peak of adding one, MB  11 columns of QQP's size, GB")
-    for name, found in results["banks"].items():
-        print(f"  {name:28}{found['stored MB']:14.0f}{found['adding MB']:24.0f}{found['QQP GB']:30.1f}")
+        show(f"The last epoch on {QQP:,} examples, hours", results["epoch"])
+    banks = results["banks"].items()
+    table(
+        "A bank of 20,000 x 768 x 10", list(results["banks"]["project, float32"]), ((x, *y.values()) for x, y in banks)
+    )
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -623,9 +650,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--encode", type=int, default=512, help="examples of the encoding pass")
     parser.add_argument("--attention", choices=("eager", "sdpa"), default="eager", help="the released way's")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast, the project's way only")
-    parser.add_argument(
-        "--tf32", action="store_true", help="TF32 for the project's way; the released way always has it"
-    )
+    parser.add_argument("--tf32", action="store_true", help="TF32 for the project's way; the released always has it")
     parser.add_argument("--growth", action="store_true", help="also how cost grows with examples and snapshots")
     parser.add_argument("--gigabytes", type=float, default=6, help="the largest bank that --growth may build")
     parser.add_argument("--floor", action="store_true", help="also how far each part is above the machine's floor")
@@ -639,28 +664,27 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def measure(options: argparse.Namespace, case: Case, folder: Path) -> dict:
     """All figures, printed as they come."""
     encoded = subset(case.examples, np.arange(min(options.encode, len(case.examples))))
-    results = {"differences": check(case, options.attention, subset(encoded, np.arange(min(64, len(encoded)))))}
-    print(
-        "largest differences:", ", ".join(f"{name} {x:.1e}" for name, x in results["differences"].items()), flush=True
-    )
+    differences = check(case, options.attention, subset(encoded, np.arange(min(64, len(encoded)))))
+    print("largest differences:", ", ".join(f"{name} {x:.1e}" for name, x in differences.items()), flush=True)
     dtype, device = torch.bfloat16 if options.bf16 else None, case.device
     ways = {"released": Released(case, options.attention), "project": Project(case, 2 * options.steps + 3, dtype)}
-    results["step"] = compare(ways, lambda way, i: way.step(case.first_step + i), options.steps, device)
-    show("Training step", results["step"], "ms")
-    results["encode"] = compare(ways, lambda way, _: way.encode(encoded), PASSES, device)
-    show(f"Encoding {len(encoded)} examples", results["encode"], "ms")
+    step = compare(ways, lambda way, i: way.step(case.first_step + i), options.steps, device)
+    show("Training step, ms", step)
+    encode = compare(ways, lambda way, _: way.encode(encoded), PASSES, device)
+    show(f"Encoding {len(encoded)} examples, ms", encode)
+    results: dict = {"differences": differences, "step": step, "encode": encode}
     if options.floor:
         rate, bandwidth = machine_rates(device, dtype or torch.float32)
-        parts, least = {}, floor(case, rate, bandwidth)
-        for part, took in ((part, results["step"]["project"][part]) for part in least):
-            parts[part] = {"floor": least[part], "measured": took, "times": took / least[part]}
+        parts = {part: (least, step["project"][part]) for part, least in floor(case, rate, bandwidth).items()}
+        parts = {part: {"floor": x, "measured": y, "times": y / x} for part, (x, y) in parts.items()}
         results["floor"] = {"rate": rate, "bandwidth": bandwidth, "parts": parts}
-        show_floor(results["floor"])
+        title = f"At {rate / 1e9:.0f} G operations/s, {bandwidth / 1e9:.1f} GB/s"
+        table(title, ["floor", "measured", "times"], ((part, *row.values()) for part, row in parts.items()))
     if options.growth:
         cells = growth(ways, case, options.gigabytes)
         results |= {"growth": cells, "banks": bank_memory(folder)}
-        if {cell["way"] for cell in cells if cell["examples"] == QQP} == set(ways):
-            results["epoch"] = last_epoch(results["step"], results["encode"], len(encoded), cells, options.batch)
+        if cells[-1]["examples"] == QQP:
+            results["epoch"] = last_epoch(step, encode, len(encoded), cells[-1], options.batch)
         show_growth(results)
     return results
 
@@ -671,10 +695,9 @@ def main(argv: list[str] | None = None) -> dict:
     random.seed(0)
     device = torch.device(options.device)
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu()
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    about = {"machine": f"{machine}, {torch.get_num_threads()} threads", "versions": versions}
-    about["command"] = shlex.join(["python", "-m", "tests.benchmark", *(sys.argv[1:] if argv is None else argv)])
-    about["python"] = platform.python_version()
+    command = shlex.join(["python", "-m", "tests.benchmark", *(sys.argv[1:] if argv is None else argv)])
+    versions = f"python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
+    about = {"machine": f"{machine}, {torch.get_num_threads()} threads", "versions": versions, "command": command}
     with TemporaryDirectory() as folder:
         case = build(options, Path(folder))
         lengths = case.examples.lengths

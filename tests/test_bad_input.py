@@ -257,6 +257,10 @@ ROWS = {
         ["counts_parameters.py", "--serialization_dir", model()],
         "is 'bert', not masked",
     ),
+    "a picture without matplotlib": (
+        *(None, ["counts_parameters.py", "--serialization_dir", teacher("qqp", config__json=MASKED), "--plot", "x.png"]),
+        "--plot needs matplotlib",
+    ),
     "counts without a folder": (None, ["counts_parameters.py"], "--serialization_dir"),
     "a model folded onto itself": (
         *(None, ["bertarize.py", "--model_name_or_path", model(config__json={"model_type": "masked_bert"})]),

@@ -108,6 +108,7 @@ def succeed(script: str, *flags, **settings) -> Result:
 
 def serve(modules: list[str]) -> None:
     """The launcher's loop."""
+    sys.modules["matplotlib"] = None  # optional, and a second for every run that draws
     for module in modules:
         importlib.import_module(module)
     if "transformers" in sys.modules:  # compiles a thousand patterns when first asked

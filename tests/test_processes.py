@@ -1,0 +1,158 @@
+"""Several processes on gloo give the numbers of one; one that fails takes the others with it."""
+
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from tiny import HARD, ROOT, SOFT, TRAIN, log, result, start_script, succeed
+
+CONFIGURATIONS = {  # 26 rows in batches of 8: the last batch of an epoch has two, fewer than four processes
+    "qqp, topK": ("qqp", [*HARD, "--weight_decay", 0.1]),
+    "qqp, soft, two batches a step": ("qqp", [*SOFT, "--gradient_accumulation_steps", 2, "--alignrep", "mean-pooling"]),
+    "questions, soft": ("squad1", SOFT),
+    "questions, topK": ("squad1", [*HARD, "--pad_to_max_length"]),
+}
+
+
+def start(command, count, folder, before=None):
+    """Starts `count` processes on one global batch of 8; all but the first may write nothing: no file may grow."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environ = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    flags = [*command, "--per_gpu_train_batch_size", 8 // count, "--output_dir", folder]
+    return [
+        start_script(
+            *flags,
+            environ=environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            before=(before or {}).get(rank, ("limit_file_size", 0) if rank else ()),
+        )
+        for rank in range(count)
+    ]
+
+
+def run(command, count, folder, before=None):
+    return [process.wait() for process in start(command, count, folder, before)]
+
+
+@pytest.fixture(scope="module")
+def alone(world):
+    """A function: the folder of a command's run in one process without torchrun."""
+    made = {}
+
+    def run_alone(command):
+        if str(command) not in made:
+            made[str(command)] = world.folder / f"alone-{len(made)}"
+            succeed(*command, "--output_dir", made[str(command)])
+        return made[str(command)]
+
+    return run_alone
+
+
+def still(world, task, flags):
+    """A command without dropout; the teacher's is off in any case."""
+    return [*world.command(task, world.still_model), *TRAIN, *world.cap(task), *flags]
+
+
+def check_same(folder, expected):
+    lines, known = log(folder), log(expected)
+    assert len(lines) == len(known)
+    for line, other in zip(lines, known, strict=True):
+        assert line == pytest.approx(other, rel=1e-5, abs=1e-5)
+    assert result(folder) == pytest.approx(result(expected), rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("task, flags", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
+def test_the_numbers_of_one(world, alone, tmp_path, task, flags, count):
+    command = still(world, task, flags)
+    expected = alone(command)
+    answers = run(command, count, tmp_path)
+    assert [answer.code for answer in answers] == [0] * count, answers[-1].err
+    assert all(answer.out == "" for answer in answers[1:])
+    check_same(tmp_path, expected)
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in expected.iterdir()}
+
+
+@pytest.mark.parametrize("before, after", [(1, 2), (2, 1), (4, 2)])
+def test_resumed_with_another_number(world, alone, tmp_path, before, after):
+    """A signal to one process stops them all at the same step."""
+    command = still(world, "qqp", HARD)
+    expected = alone(command)
+    stopped = run(command, before, tmp_path, {before - 1: ("hit", signal.SIGTERM, "optimizer_step", 6)})
+    assert [answer.code for answer in stopped] == [143] * before
+    assert "checkpoint-6" in stopped[0].out
+    went_on = run([*command, "--resume_from_checkpoint", "auto"], after, tmp_path)
+    assert [answer.code for answer in went_on] == [0] * after, went_on[-1].err
+    check_same(tmp_path, expected)
+
+
+def test_resumed_bit_for_bit_with_dropout(world, tmp_path):
+    """Each of two processes goes on from its own random state."""
+    command = [*world.command("qqp"), *TRAIN, *world.cap("qqp"), *SOFT, "--snapshot_mode", "eval"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert [answer.code for answer in run(command, 2, whole)] == [0, 0]
+    stop = ("hit", signal.SIGINT, "optimizer_step", 5)
+    assert [answer.code for answer in run(command, 2, parts, {0: stop})] == [130, 130]
+    assert [a.code for a in run([*command, "--resume_from_checkpoint", "auto"], 2, parts)] == [0, 0]
+    assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+    assert result(whole) == result(parts) and log(whole) == log(parts)
+
+
+def test_evaluation_alone(world, alone, tmp_path):
+    """More processes than batches: the dev set is one batch, which one process evaluates."""
+    trained = alone(still(world, "qqp", HARD))
+    command = [*world.command("qqp", trained), "--do_eval"]
+    assert [answer.code for answer in run(command, 4, tmp_path)] == [0] * 4
+    assert result(tmp_path) == pytest.approx(result(trained), rel=1e-5)
+
+
+def test_one_that_dies_ends_the_others(world, tmp_path):
+    """Without torchrun's help, by the closed connection."""
+    begun = time.monotonic()
+    command = still(world, "qqp", HARD)
+    answers = run(command, 2, tmp_path, {1: ("hit", signal.SIGKILL, "optimizer_step", 4)})
+    assert answers[1].code == -signal.SIGKILL and answers[0].code not in (0, -signal.SIGKILL)
+    assert time.monotonic() - begun < 60
+    assert (tmp_path / "checkpoint-3").exists() and not (tmp_path / "result.json").exists()
+    went_on = run([*command, "--resume_from_checkpoint", "auto"], 2, tmp_path)
+    assert [answer.code for answer in went_on] == [0, 0]
+
+
+def test_a_full_disk_ends_all(world, tmp_path):
+    answers = run(still(world, "qqp", HARD), 2, tmp_path, {0: ("limit_file_size", 200_000)})
+    assert answers[0].code == 2 and "error: [process 0]" in answers[0].err and "could not be written" in answers[0].err
+    assert answers[1].code != 0 and not list(tmp_path.glob("checkpoint-*"))
+
+
+@pytest.mark.slow
+def test_torchrun(world, alone, tmp_path):
+    """The real launcher: the same numbers, and the message of the process whose data are missing, within seconds."""
+    command = still(world, "qqp", HARD)
+    script, *flags = map(str, [*command, "--per_gpu_train_batch_size", 4, "--output_dir"])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    settings = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 300}
+    expected = alone(command)
+    ran = subprocess.run([*launch, script, *flags, tmp_path / "out"], **settings)
+    assert ran.returncode == 0, ran.stderr
+    check_same(tmp_path / "out", expected)
+
+    # the second process finds no data: its folder is named by its rank
+    wrapper, data = tmp_path / "by_rank.py", tmp_path / "data-0"
+    shutil.copytree(world.data("qqp"), data)
+    wrapper.write_text(
+        "import os, runpy, sys\n"
+        "sys.argv = [word.replace('RANK', os.environ['RANK']) for word in sys.argv[1:]]\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    flags += [str(tmp_path / "never"), "--data_dir", str(tmp_path / "data-RANK")]
+    begun = time.monotonic()
+    failed = subprocess.run([*launch, wrapper, ROOT / script, *flags], **settings)
+    assert failed.returncode != 0 and not (tmp_path / "never").exists()
+    assert f"error: [process 1] {tmp_path / 'data-1'}" in failed.stderr
+    assert time.monotonic() - begun < 60
