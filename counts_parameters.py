@@ -5,6 +5,7 @@ masked matrices alone.
 """
 
 from argparse import Namespace
+from importlib.util import find_spec
 from pathlib import Path
 
 from emmental.arguments import Parser
@@ -26,13 +27,13 @@ def flags() -> Namespace:
 def main() -> None:
     args = flags()
     check_masked(args.serialization_dir, "--serialization_dir", args.pruning_method, args.threshold)
+    if args.plot and find_spec("matplotlib") is None:
+        raise InputError("--plot needs matplotlib: pip install matplotlib")
 
     from emmental import counting
     from emmental.logs import write_json
     from emmental.saved import load_masked
 
-    if args.plot:
-        counting.require_matplotlib()
     counted = counting.count(load_masked(args.serialization_dir, args.pruning_method, args.threshold))
     print(counting.table(counted))
     try:

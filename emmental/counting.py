@@ -2,12 +2,10 @@
 
 import re
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import numpy as np
 from torch import nn
 
-from emmental.errors import InputError
 from emmental.masked_linear import kept_weights, masked_linears
 
 
@@ -71,14 +69,9 @@ def as_json(counted: Count) -> dict:
     }
 
 
-def require_matplotlib() -> None:
-    if find_spec("matplotlib") is None:
-        raise InputError("--plot needs matplotlib: pip install matplotlib")
-
-
 def heat_map(counted: Count):
     """A matplotlib figure: percent remaining by layer (rows) and matrix (columns), the number in each cell."""
-    from matplotlib.colors import LogNorm  # optional: `require_matplotlib` asks for it by name
+    from matplotlib.colors import LogNorm  # optional, which callers ask for first
     from matplotlib.figure import Figure
 
     kinds = {"query": "query", "key": "key", "value": "value", "attention.output": "attention\noutput"}

@@ -75,9 +75,9 @@ def write_pairs(folder: Path, rng: random.Random) -> tuple[Texts, Examples]:
 
 
 def write_passages(folder: Path, rng: random.Random) -> tuple[Texts, Examples]:
-    """SQuAD's train-v1.1.json and dev-v1.1.json: passages of four facts on four topics, and a question on each.
+    """SQuAD's train-v1.1.json and dev-v1.1.json: passages of three facts on three topics, and a question on each.
 
-    A passage has four answers and a question eight, so either alone leaves a guess. Returns questions with facts on
+    A passage has three answers and a question eight, so either alone leaves a guess. Returns questions with facts on
     nothing but their topic to pre-train on, and the dev set.
     """
 
@@ -86,10 +86,10 @@ def write_passages(folder: Path, rng: random.Random) -> tuple[Texts, Examples]:
 
     folder.mkdir(parents=True, exist_ok=True)
     together = []
-    for split, passages in (("train", 1000), ("dev", 250)):
+    for split, passages in (("train", 1200), ("dev", 300)):
         paragraphs, examples = [], []
         for number in range(passages):
-            things = {topic: rng.choice(WORDS[topic]) for topic in rng.sample(list(TOPICS), 4)}
+            things = {topic: rng.choice(WORDS[topic]) for topic in rng.sample(list(TOPICS), 3)}
             context, qas = tell(things.values()), []
             for topic, thing in things.items():
                 answers = [{"text": thing, "answer_start": context.index(f" {thing} ") + 1}]
@@ -126,13 +126,14 @@ def pretrain(folder: Path, pairs: Texts, seed: int) -> None:
     texts = tokenizer(*map(list, zip(*pairs, strict=True)), padding=True, return_tensors="pt")
     of_topics = tokenizer.convert_tokens_to_ids([word for topic in WORDS for word in (topic, *WORDS[topic])])
     topical = torch.isin(texts["input_ids"], torch.tensor(of_topics))
-    for _ in trange(400, desc="masked words"):
-        rows = torch.randint(len(pairs), (64,))
+    for _ in trange(600, desc="masked words"):
+        rows = torch.randint(len(pairs), (32,))
         batch = {name: values[rows] for name, values in texts.items()}
         hidden = topical[rows] & (torch.rand(topical[rows].shape) < 0.4)
         truth = batch["input_ids"][hidden]
         batch["input_ids"] = batch["input_ids"].masked_fill(hidden, tokenizer.mask_token_id)
-        torch.nn.functional.cross_entropy(model(**batch).prediction_logits[hidden], truth).backward()
+        guesses = model.cls.predictions(model.bert(**batch).last_hidden_state[hidden])
+        torch.nn.functional.cross_entropy(guesses, truth).backward()
         optimizer.step()
         optimizer.zero_grad()
     model.save_pretrained(folder)
@@ -185,6 +186,8 @@ class Task:
     flags: dict[str, object]
     write: Callable[[Path, random.Random], tuple[Texts, Examples]]
     evaluate: Callable[..., dict[str, float]]
+    epochs: int  # of the teacher
+    recipe: dict[str, str]  # of teacher and pruned model
     teacher: float  # at least, by the first measure
     alone: float  # at most, for the best guess from one of an example's two texts
 
@@ -192,16 +195,20 @@ class Task:
 GLUE = Task(
     *("glue", "MaskedBertForSequenceClassification", {"task_name": "qqp"}),
     *(write_pairs, classify),
+    epochs=2,
+    recipe={"BATCH": "64", "LR": "5e-4"},
     teacher=90,
     alone=55,
 )
 SQUAD = Task(
     *("squad", "MaskedBertForQuestionAnswering", WINDOW),
     *(write_passages, answer),
+    epochs=3,
+    recipe={"BATCH": "32", "LR": "1e-3"},
     teacher=80,
     alone=40,
 )
-RECIPE = {"BATCH": "64", "EPOCH": "6", "LR": "5e-4", "WARMUP": "30", "EXTRA_EXAMPLES": "256"}
+RECIPE = {"EPOCH": "6", "WARMUP": "30", "EXTRA_EXAMPLES": "256"}
 SCRIPTS = {
     "run_glue_topk_kd.sh": (GLUE, {"FINAL_TH": "0.1"}),
     "run_glue_soft_kd.sh": (GLUE, {"FINAL_LAMBDA": "400"}),
@@ -230,10 +237,10 @@ def teach(task: Task, here: Path, together: Texts, flags: list[object], seed: in
         shutil.rmtree(here / folder, ignore_errors=True)
     print(f"== A small BERT in {here / 'model'}", flush=True)
     pretrain(here / "model", together, seed)
-    settings = "--model_type bert --do_train --do_eval --num_train_epochs 2 --per_gpu_train_batch_size 64"
-    settings = f"{settings} --learning_rate 5e-4 --save_steps 0 --data_dir {here}/data".split()
-    places = ["--model_name_or_path", here / "model", "--output_dir", here / "teacher"]
-    execute("Its teacher", "python", f"masked_run_{task.name}.py", *settings, *places, *flags)
+    settings = f"""--model_type bert --model_name_or_path {here}/model --data_dir {here}/data --output_dir {here}/teacher
+        --do_train --do_eval --per_gpu_train_batch_size {task.recipe["BATCH"]} --learning_rate {task.recipe["LR"]}
+        --num_train_epochs {task.epochs} --save_steps 0"""
+    execute("Its teacher", "python", f"masked_run_{task.name}.py", *settings.split(), *flags)
     marker.write_text(json.dumps(state))
 
 
@@ -315,7 +322,7 @@ def main() -> None:
     shutil.rmtree(output, ignore_errors=True)
     places = {"DATA_DIR": here / "data", "MODEL": here / "model", "TEACHER_PATH": here / "teacher", "OUTPUT": output}
     # places are the demo's, numbers may be set from the environment
-    settings = RECIPE | sparsity | os.environ | {name: str(place) for name, place in places.items()}
+    settings = RECIPE | task.recipe | sparsity | os.environ | {name: str(place) for name, place in places.items()}
     execute("The script", "bash", script, *flags, *more, **settings | {"TASK": "qqp", "DEMO": ""})
     missed = compare(task, here, output, dev)
     print(f"{time.time() - started:.0f} seconds; all of it is in {here}")

@@ -49,16 +49,14 @@ SIZES = {
     "mini": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
     "tiny": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
 }
-PUBLISHED = (
-    "--do_train --overwrite_output_dir --task_name qqp --learning_rate 3e-5 --mask_scores_learning_rate 1e-2 "
-    "--use_contrastive_loss --contrastive_temperature 0.1 --alignrep cls --cl_unsupervised_loss_weight 0.1 "
-    "--cl_supervised_loss_weight 10 --use_distill --ce_loss_weight 0.1 --distill_loss_weight 0.9"
-).split()
+PUBLISHED = """--do_train --overwrite_output_dir --task_name qqp --learning_rate 3e-5 --mask_scores_learning_rate 1e-2
+    --use_contrastive_loss --contrastive_temperature 0.1 --alignrep cls --cl_unsupervised_loss_weight 0.1
+    --cl_supervised_loss_weight 10 --use_distill --ce_loss_weight 0.1 --distill_loss_weight 0.9"""
 KEPT = 0.1  # share of the weights that is left late in a run
 QQP = 363_846  # training examples
 COUNTS = (10_000, 50_000, QQP)  # examples for --growth
 MEASURED = 50_000  # above it the released way is extrapolated
-PASSES = 3  # encoding passes timed
+WARM, PASSES = 2, 2  # steps before the first one timed; encoding passes timed
 WAYS = "released", "project"
 PEAK = "peak MB"  # of memory, beyond what is held between steps or passes
 
@@ -108,7 +106,15 @@ def unit_rows(count: int, hidden: int, seed: int) -> torch.Tensor:
 def arguments(options: argparse.Namespace, folder: Path) -> GlueArguments:
     """The flags of a run as run_glue_topk_kd.sh has them, late in it."""
     name = str(options.model or options.size)
-    flags = ["--model_name_or_path", name, "--teacher_name_or_path", name, "--output_dir", str(folder), *PUBLISHED]
+    flags = [
+        "--model_name_or_path",
+        name,
+        "--teacher_name_or_path",
+        name,
+        "--output_dir",
+        str(folder),
+        *PUBLISHED.split(),
+    ]
     values = {
         "max_seq_length": options.length,
         "per_gpu_train_batch_size": options.batch,
@@ -217,6 +223,8 @@ def draw_any(step: int, number: int, examples: int, count: int) -> list[int]:
 class Released:
     """The training step and the encoding pass as the released code does them."""
 
+    name = "released"
+
     def __init__(self, case: Case, attention: str, draw=draw_any):
         self.case, self.args, self.draw = case, case.args, draw
         self.student = PaddedBert(case.student, attention).to(case.device)
@@ -295,6 +303,8 @@ class Released:
 
 class Project:
     """The project's own training loop, as masked_run_glue.py sets it up, and its encoding pass."""
+
+    name = "project"
 
     def __init__(self, case: Case, steps: int, dtype: torch.dtype | None):
         self.case, self.folder = case, Path(case.args.output_dir)
@@ -395,17 +405,17 @@ class Clock:
         return timed
 
 
-def compare(ways: dict, call, rounds: int, device: torch.device) -> dict:
+def compare(ways: dict, call, rounds: int, warm: int, device: torch.device) -> dict:
     """Median milliseconds of `call(way, round)`, the ways by turns: whole, in further rounds by part; peak memory."""
     whole, parts = defaultdict(list), defaultdict(lambda: defaultdict(list))
-    for number in range(-2, 2 * rounds):  # two to warm up
+    for number in range(-warm, 2 * rounds):
         for name, way in ways.items():
             clock = Clock(device)
             with ExitStack() as stack:
                 for owner, attribute, part in way.parts if number >= rounds else ():
                     timed = clock.wrap(part, getattr(owner, attribute))
                     stack.enter_context(patch.object(owner, attribute, timed))
-                clock.wrap("rest", call)(way, number + 2)
+                clock.wrap("rest", call)(way, number + warm)
             for part, took in clock.parts.items() if number >= rounds else ():
                 parts[name][part].append(took)
             if 0 <= number < rounds:
@@ -413,7 +423,7 @@ def compare(ways: dict, call, rounds: int, device: torch.device) -> dict:
     result: dict = {name: {"total": median(whole[name])} for name in ways}
     for name, way in ways.items():
         result[name] |= {part: median(took) for part, took in parts[name].items()}
-        result[name][PEAK] = peak(partial(call, way, 2 * rounds + 2), device)
+        result[name][PEAK] = peak(partial(call, way, 2 * rounds + warm), device)
     return result | {"ratio": result["released"]["total"] / result["project"]["total"]}
 
 
@@ -478,8 +488,8 @@ class Stub:
 def bookkeeping(way, case: Case, count: int, gigabytes: float) -> dict[int, dict[str, float]]:
     """What `count` examples cost one way apart from any forward, by the number of snapshots.
 
-    `step`: ms of a step's contrastive part; `column`: seconds to add a snapshot; `encoding`: seconds of a pass. Banks of
-    more than `gigabytes` are left out.
+    `step`: ms of a step's contrastive part; `column`: seconds to add a snapshot; `encoding`: seconds of a pass. A bank
+    of more than `gigabytes` is left out.
     """
     hidden, last, clock = case.student.config.hidden_size, len(case.columns["snapshots"]), Clock(case.device)
     examples, column = generated(count, case.args.max_seq_length), unit_rows(count, hidden, 1)
@@ -518,7 +528,7 @@ def extrapolated(measured: dict[int, dict], count: int) -> dict[int, dict[str, f
 
 
 def growth(ways: dict, case: Case, gigabytes: float) -> list[dict]:
-    """Both ways' bookkeeping by examples and snapshots; of the released way above MEASURED examples an extrapolation."""
+    """Both ways' bookkeeping by examples and snapshots, the released way's extrapolated above MEASURED examples."""
     cells, measured = [], {}
     for count in COUNTS:
         if count <= MEASURED:
@@ -532,7 +542,7 @@ def growth(ways: dict, case: Case, gigabytes: float) -> list[dict]:
     return sorted(cells, key=lambda cell: (cell["examples"], cell["snapshots"]))
 
 
-def last_epoch(step: dict, encode: dict, encoded: int, cell: dict, batch: int) -> dict:
+def last_epoch(step: dict, encode: dict, cell: dict, batch: int) -> dict:
     """Hours of a run's last epoch by part, for both ways; `cell` is the growth's."""
     hours: dict = {}
     for name in WAYS:
@@ -541,7 +551,7 @@ def last_epoch(step: dict, encode: dict, encoded: int, cell: dict, batch: int) -
         parts["contrastive"] = cell[name]["step"] * steps / 3.6e6
         # the project makes its masks once in a pass, whatever the number of examples
         forward = encode[name]["student forward"] + (encode[name]["masks"] if name == "released" else 0)
-        parts["encoding, forward"] = forward * cell["examples"] / encoded / 3.6e6
+        parts["encoding, forward"] = forward * cell["examples"] / 1e3 / 3.6e6
         parts["encoding, bookkeeping"] = (cell[name]["encoding"] + cell[name]["column"]) / 3.6e3
         hours[name] = {"total": sum(parts.values())} | parts
     return hours | {"ratio": hours["released"]["total"] / hours["project"]["total"]}
@@ -607,9 +617,9 @@ def floor(case: Case, rate: float, bandwidth: float) -> dict[str, float]:
 
 
 def table(title: str, columns: list[str], rows) -> None:
-    print(f"\n{title:36}" + "".join(f"{column:>15}" for column in columns))
+    print(f"\n{title:36}" + "".join(f"{column:>17}" for column in columns))
     for name, *values in rows:
-        print(f"  {name:34}" + "".join(f"{value:15.4g}" for value in values), flush=True)
+        print(f"  {name:34}" + "".join(f"{value:17.4g}" for value in values), flush=True)
 
 
 def show(title: str, result: dict) -> None:
@@ -647,7 +657,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--extra", type=int, default=4096, help="bank rows drawn beside the batch's own")
     parser.add_argument("--snapshots", type=int, default=9)
     parser.add_argument("--steps", type=int, default=10, help="steps timed whole, and as many by part")
-    parser.add_argument("--encode", type=int, default=512, help="examples of the encoding pass")
+    parser.add_argument(
+        "--encode", type=int, default=4096, help="examples of an encoding pass; the released way's has a sixteenth"
+    )
     parser.add_argument("--attention", choices=("eager", "sdpa"), default="eager", help="the released way's")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast, the project's way only")
     parser.add_argument("--tf32", action="store_true", help="TF32 for the project's way; the released always has it")
@@ -661,17 +673,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def measure(options: argparse.Namespace, case: Case, folder: Path) -> dict:
+def measure(options: argparse.Namespace, case: Case) -> dict:
     """All figures, printed as they come."""
-    encoded = subset(case.examples, np.arange(min(options.encode, len(case.examples))))
-    differences = check(case, options.attention, subset(encoded, np.arange(min(64, len(encoded)))))
+    device, dtype = case.device, torch.bfloat16 if options.bf16 else None
+    # the project's batches are of like length only in a set that makes several; the released way's are all the same
+    counts = {"released": max(options.batch, options.encode // 16), "project": options.encode}
+    encoded = {name: subset(case.examples, np.arange(count) % len(case.examples)) for name, count in counts.items()}
+    differences = check(case, options.attention, subset(case.examples, np.arange(64)))
     print("largest differences:", ", ".join(f"{name} {x:.1e}" for name, x in differences.items()), flush=True)
-    dtype, device = torch.bfloat16 if options.bf16 else None, case.device
-    ways = {"released": Released(case, options.attention), "project": Project(case, 2 * options.steps + 3, dtype)}
-    step = compare(ways, lambda way, i: way.step(case.first_step + i), options.steps, device)
+    steps = 2 * options.steps + WARM + 1
+    ways = {"released": Released(case, options.attention), "project": Project(case, steps, dtype)}
+    step = compare(ways, lambda way, i: way.step(case.first_step + i), options.steps, WARM, device)
     show("Training step, ms", step)
-    encode = compare(ways, lambda way, _: way.encode(encoded), PASSES, device)
-    show(f"Encoding {len(encoded)} examples, ms", encode)
+    encode = compare(ways, lambda way, _: way.encode(encoded[way.name]), PASSES, 0, device)
+    for name, count in counts.items():
+        encode[name] = {part: x if part == PEAK else 1e3 * x / count for part, x in encode[name].items()}
+    encode["ratio"] = encode["released"]["total"] / encode["project"]["total"]
+    show("Encoding 1,000 examples, ms", encode)
     results: dict = {"differences": differences, "step": step, "encode": encode}
     if options.floor:
         rate, bandwidth = machine_rates(device, dtype or torch.float32)
@@ -682,9 +700,9 @@ def measure(options: argparse.Namespace, case: Case, folder: Path) -> dict:
         table(title, ["floor", "measured", "times"], ((part, *row.values()) for part, row in parts.items()))
     if options.growth:
         cells = growth(ways, case, options.gigabytes)
-        results |= {"growth": cells, "banks": bank_memory(folder)}
+        results |= {"growth": cells, "banks": bank_memory(Path(case.args.output_dir))}
         if cells[-1]["examples"] == QQP:
-            results["epoch"] = last_epoch(step, encode, len(encoded), cells[-1], options.batch)
+            results["epoch"] = last_epoch(step, encode, cells[-1], options.batch)
         show_growth(results)
     return results
 
@@ -702,7 +720,7 @@ def main(argv: list[str] | None = None) -> dict:
         case = build(options, Path(folder))
         lengths = case.examples.lengths
         print(*about.values(), f"{len(lengths)} examples, {lengths.mean():.1f} tokens on average", sep="\n", flush=True)
-        results = about | measure(options, case, Path(folder))
+        results = about | measure(options, case)
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
     return results

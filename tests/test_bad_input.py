@@ -258,7 +258,10 @@ ROWS = {
         "is 'bert', not masked",
     ),
     "a picture without matplotlib": (
-        *(None, ["counts_parameters.py", "--serialization_dir", teacher("qqp", config__json=MASKED), "--plot", "x.png"]),
+        *(
+            None,
+            ["counts_parameters.py", "--serialization_dir", teacher("qqp", config__json=MASKED), "--plot", "x.png"],
+        ),
         "--plot needs matplotlib",
     ),
     "counts without a folder": (None, ["counts_parameters.py"], "--serialization_dir"),
@@ -272,6 +275,9 @@ ROWS = {
     ),
 }
 HEAVY_ROWS = {
+    # no files, and no network
+    "no Hub for sentences": ("qqp", ["--data_dir", ""], "--data_dir reads the official TSV files instead"),
+    "no Hub for questions": ("squad1", ["--data_dir", ""], "rajpurkar/squad: split 'train' cannot be loaded"),
     # only tokenising, or reading the weights, shows that
     "warm-ups in epochs": (
         *("squad1", ["--warmup_epochs", 1, "--initial_warmup", 2, "--final_warmup", 3, "--num_train_epochs", 3]),
