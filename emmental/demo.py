@@ -21,14 +21,13 @@ from pathlib import Path
 from emmental.errors import InputError, run
 
 TOPICS = {
-    "animal": "tiger horse rabbit donkey otter camel zebra badger",
-    "fruit": "apple cherry mango lemon melon peach banana grape",
-    "tool": "hammer drill rasp wrench chisel pliers spade axe",
-    "instrument": "violin piano trumpet guitar harp flute drum cello",
-    "garment": "coat scarf shirt glove sock jacket skirt hat",
-    "vehicle": "bus tram bicycle train lorry ferry canoe scooter",
+    "animal": ["tiger", "horse", "rabbit", "donkey", "otter", "camel", "zebra", "badger"],
+    "fruit": ["apple", "cherry", "mango", "lemon", "melon", "peach", "banana", "grape"],
+    "tool": ["hammer", "drill", "rasp", "wrench", "chisel", "pliers", "spade", "axe"],
+    "instrument": ["violin", "piano", "trumpet", "guitar", "harp", "flute", "drum", "cello"],
+    "garment": ["coat", "scarf", "shirt", "glove", "sock", "jacket", "skirt", "hat"],
+    "vehicle": ["bus", "tram", "bicycle", "train", "lorry", "ferry", "canoe", "scooter"],
 }
-WORDS = {topic: words.split() for topic, words in TOPICS.items()}
 QUESTIONS = (
     "where can i find a {} , a {} and a {} ?",
     "which is older , the {} , the {} or the {} ?",
@@ -56,7 +55,7 @@ def write_pairs(folder: Path, rng: random.Random) -> tuple[Texts, Examples]:
     """
 
     def ask(topic: str) -> str:
-        return rng.choice(QUESTIONS).format(*rng.sample(WORDS[topic], 3))
+        return rng.choice(QUESTIONS).format(*rng.sample(TOPICS[topic], 3))
 
     folder.mkdir(parents=True, exist_ok=True)
     for split, groups in (("train", 1500), ("dev", 250)):
@@ -89,12 +88,12 @@ def write_passages(folder: Path, rng: random.Random) -> tuple[Texts, Examples]:
     for split, passages in (("train", 1200), ("dev", 300)):
         paragraphs, examples = [], []
         for number in range(passages):
-            things = {topic: rng.choice(WORDS[topic]) for topic in rng.sample(list(TOPICS), 3)}
+            things = {topic: rng.choice(TOPICS[topic]) for topic in rng.sample(list(TOPICS), 3)}
             context, qas = tell(things.values()), []
             for topic, thing in things.items():
                 answers = [{"text": thing, "answer_start": context.index(f" {thing} ") + 1}]
                 qas.append({"id": f"{number}-{topic}", "question": f"which {topic} is it ?", "answers": answers})
-                together.append((qas[-1]["question"], tell(rng.sample(WORDS[topic], 3))))
+                together.append((qas[-1]["question"], tell(rng.sample(TOPICS[topic], 3))))
                 examples.append((qas[-1]["question"], context, thing))
             paragraphs.append({"context": context, "qas": qas})
         content = {"version": "1.1", "data": [{"title": "demo", "paragraphs": paragraphs}]}
@@ -112,19 +111,12 @@ def pretrain(folder: Path, pairs: Texts, seed: int) -> None:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(special + words)})
     torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=256,
-        max_position_embeddings=128,
-        initializer_range=0.05,
-    )
-    model = BertForPreTraining(config)
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
+    shape |= {"vocab_size": len(tokenizer), "max_position_embeddings": 128}
+    model = BertForPreTraining(BertConfig(**shape, initializer_range=0.05))  # so small a BERT learns little with 0.02
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     texts = tokenizer(*map(list, zip(*pairs, strict=True)), padding=True, return_tensors="pt")
-    of_topics = tokenizer.convert_tokens_to_ids([word for topic in WORDS for word in (topic, *WORDS[topic])])
+    of_topics = tokenizer.convert_tokens_to_ids([word for topic in TOPICS for word in (topic, *TOPICS[topic])])
     topical = torch.isin(texts["input_ids"], torch.tensor(of_topics))
     for _ in trange(600, desc="masked words"):
         rows = torch.randint(len(pairs), (32,))
@@ -237,9 +229,9 @@ def teach(task: Task, here: Path, together: Texts, flags: list[object], seed: in
         shutil.rmtree(here / folder, ignore_errors=True)
     print(f"== A small BERT in {here / 'model'}", flush=True)
     pretrain(here / "model", together, seed)
-    settings = f"""--model_type bert --model_name_or_path {here}/model --data_dir {here}/data --output_dir {here}/teacher
-        --do_train --do_eval --per_gpu_train_batch_size {task.recipe["BATCH"]} --learning_rate {task.recipe["LR"]}
-        --num_train_epochs {task.epochs} --save_steps 0"""
+    settings = f"""--model_type bert --model_name_or_path {here}/model --data_dir {here}/data --do_train --do_eval
+        --output_dir {here}/teacher --per_gpu_train_batch_size {task.recipe["BATCH"]}
+        --learning_rate {task.recipe["LR"]} --num_train_epochs {task.epochs} --save_steps 0"""
     execute("Its teacher", "python", f"masked_run_{task.name}.py", *settings.split(), *flags)
     marker.write_text(json.dumps(state))
 
@@ -321,7 +313,7 @@ def main() -> None:
     output = here / Path(script).stem
     shutil.rmtree(output, ignore_errors=True)
     places = {"DATA_DIR": here / "data", "MODEL": here / "model", "TEACHER_PATH": here / "teacher", "OUTPUT": output}
-    # places are the demo's, numbers may be set from the environment
+    # the environment may set the recipe's numbers, as for the script alone; the places are the demo's
     settings = RECIPE | task.recipe | sparsity | os.environ | {name: str(place) for name, place in places.items()}
     execute("The script", "bash", script, *flags, *more, **settings | {"TASK": "qqp", "DEMO": ""})
     missed = compare(task, here, output, dev)
