@@ -7,7 +7,7 @@ from pathlib import Path
 
 from emmental import glue
 from emmental.arguments import GlueArguments, parse
-from emmental.errors import InputError, run
+from emmental.errors import InputError, run, tell
 from emmental.folders import check_student, check_teacher
 
 
@@ -16,9 +16,9 @@ def read(args: GlueArguments, split: str) -> glue.Rows:
         return glue.from_hub(args.task_name, split, args.cache_dir or None)
     rows = glue.read(args.task_name, Path(args.data_dir) / f"{split}.tsv")
     for line, reason in rows.skipped[:10]:
-        print(f"{rows.source}:{line}: skipped, {reason}")
+        tell(f"{rows.source}:{line}: skipped, {reason}")
     if len(rows.skipped) > 10:
-        print(f"{rows.source}: {len(rows.skipped)} lines skipped in all")
+        tell(f"{rows.source}: {len(rows.skipped)} lines skipped in all")
     return rows
 
 
@@ -29,9 +29,19 @@ def main() -> None:
     if args.task_name not in glue.TASKS:
         raise InputError(f"--task_name {args.task_name}: one of {', '.join(glue.TASKS)}")
     task = glue.TASKS[args.task_name]
-    student = check_student(args.model_name_or_path, args.config_name, args.tokenizer_name, args.max_seq_length)
+    student = check_student(
+        args.model_name_or_path, args.config_name, args.tokenizer_name, args.max_seq_length, args.trains
+    )
     if args.needs_teacher:
-        check_teacher(args.teacher_name_or_path, args.teacher_type, args.model_name_or_path, student, task.labels)
+        check_teacher(
+            args.teacher_name_or_path,
+            args.teacher_type,
+            args.model_name_or_path,
+            student,
+            args.tokenizer_name or args.model_name_or_path,
+            args.max_seq_length,
+            task.labels,
+        )
     train_rows = read(args, "train") if args.do_train else None
     plan = args.plan(len(train_rows)) if args.do_train else None
     dev_rows = {split: read(args, split) for split in task.dev} if args.do_eval else {}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from emmental import squad, squad_answers
 from emmental.arguments import SquadArguments, parse
-from emmental.errors import run
+from emmental.errors import run, tell
 from emmental.folders import check_student, check_teacher
 
 
@@ -20,21 +20,31 @@ def read(args: SquadArguments, split: str, file: str) -> squad.Questions:
     return squad.from_hub("train" if split == "train" else "validation", version_2, cache_dir=args.cache_dir or None)
 
 
-def tell(source: str, notes: list[tuple[str, str]], what: str, verbose: bool) -> None:
+def report(source: str, notes: list[tuple[str, str]], what: str, verbose: bool) -> None:
     """Names the questions with a fault: all of them with --verbose_logging, else the first three."""
     for name, reason in notes if verbose else notes[:3]:
-        print(f"{source}: question {name} {what}: {reason}")
+        tell(f"{source}: question {name} {what}: {reason}")
     if notes:
-        print(f"{source}: {len(notes)} questions {what}")
+        tell(f"{source}: {len(notes)} questions {what}")
 
 
 def main() -> None:
     # Everything that can be wrong with flags and files is found before torch or a model is loaded.
     args = parse(SquadArguments)
     squad.check_lengths(args.max_seq_length, args.doc_stride, args.max_query_length)
-    student = check_student(args.model_name_or_path, args.config_name, args.tokenizer_name, args.max_seq_length)
+    student = check_student(
+        args.model_name_or_path, args.config_name, args.tokenizer_name, args.max_seq_length, args.trains
+    )
     if args.needs_teacher:
-        check_teacher(args.teacher_name_or_path, args.teacher_type, args.model_name_or_path, student, None)
+        check_teacher(
+            args.teacher_name_or_path,
+            args.teacher_type,
+            args.model_name_or_path,
+            student,
+            args.tokenizer_name or args.model_name_or_path,
+            args.max_seq_length,
+            None,
+        )
     train_questions = read(args, "train", args.train_file) if args.do_train else None
     dev_questions = read(args, "dev", args.predict_file) if args.do_eval else None
 
@@ -57,7 +67,7 @@ def main() -> None:
             overwrite_cache=args.overwrite_cache,
         )
         notes, what = (windows.skipped, "left out") if training else (questions.notes, "doubtful")
-        tell(questions.source, notes, what, args.verbose_logging)
+        report(questions.source, notes, what, args.verbose_logging)
         return windows
 
     plan = train_windows = None

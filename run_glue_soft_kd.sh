@@ -41,6 +41,7 @@ TEACHER_PATH=${TEACHER_PATH:-teacher/$TASK}  # a folder, or a name on the Hub
 CE_LOSS_WEIGHT=${CE_LOSS_WEIGHT:-0.1}
 DISTILL_LOSS_WEIGHT=${DISTILL_LOSS_WEIGHT:-0.9}
 
+SAVE_STEPS=${SAVE_STEPS:-30000}   # optimizer steps between checkpoints; 0: none
 OUTPUT=${OUTPUT:-soft-cap/${TARGET_SPARSITY:-$FINAL_LAMBDA}/$TASK}
 
 LAUNCH="python"
@@ -58,7 +59,7 @@ case $TEACHER_PATH in
         fi ;;
 esac
 
-$LAUNCH masked_run_glue.py \
+exec $LAUNCH masked_run_glue.py \
     --output_dir "$OUTPUT" \
     --task_name "$TASK" \
     ${DATA_DIR:+--data_dir "$DATA_DIR"} \
@@ -86,5 +87,5 @@ $LAUNCH masked_run_glue.py \
     --teacher_name_or_path "$TEACHER_PATH" \
     --ce_loss_weight "$CE_LOSS_WEIGHT" \
     --distill_loss_weight "$DISTILL_LOSS_WEIGHT" \
-    --save_steps 30000 \
+    --save_steps "$SAVE_STEPS" \
     "$@"

@@ -34,6 +34,7 @@ TEACHER_PATH=${TEACHER_PATH:-teacher/squad}  # a folder, or a name on the Hub
 CE_LOSS_WEIGHT=${CE_LOSS_WEIGHT:-0.1}
 DISTILL_LOSS_WEIGHT=${DISTILL_LOSS_WEIGHT:-0.9}
 
+SAVE_STEPS=${SAVE_STEPS:-30000}   # optimizer steps between checkpoints; 0: none
 OUTPUT=${OUTPUT:-cap/$FINAL_TH/squad}
 
 LAUNCH="python"
@@ -51,7 +52,7 @@ case $TEACHER_PATH in
         fi ;;
 esac
 
-$LAUNCH masked_run_squad.py \
+exec $LAUNCH masked_run_squad.py \
     --output_dir "$OUTPUT" \
     ${DATA_DIR:+--data_dir "$DATA_DIR"} \
     --model_type masked_bert \
@@ -76,5 +77,5 @@ $LAUNCH masked_run_squad.py \
     --teacher_name_or_path "$TEACHER_PATH" \
     --ce_loss_weight "$CE_LOSS_WEIGHT" \
     --distill_loss_weight "$DISTILL_LOSS_WEIGHT" \
-    --save_steps 30000 \
+    --save_steps "$SAVE_STEPS" \
     "$@"

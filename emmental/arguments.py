@@ -42,7 +42,7 @@ class ModelArguments:
     model_name_or_path: str = flag("", "a model's folder, or its name on the Hub (required)", free=True)
     config_name: str = flag("", "another folder's config", free=True)
     tokenizer_name: str = flag("", "another folder's tokenizer", free=True)
-    cache_dir: str = flag("", "where downloads and tokenised sets are kept (default: Hugging Face's)", free=True)
+    cache_dir: str = flag("", "where data sets and tokenised sets are kept (default: Hugging Face's)", free=True)
     output_dir: str = flag("", "where results, checkpoints and the model go (required)", free=True)
     do_train: bool = flag(False, "train", free=True)
     do_eval: bool = flag(False, "evaluate at the end; alone: evaluate the model of --model_name_or_path", free=True)
@@ -88,6 +88,11 @@ class ModelArguments:
     @property
     def masked(self) -> bool:
         return self.model_type == "masked_bert"
+
+    @property
+    def trains(self) -> str:
+        """The model_type that is trained, "" where a model is only evaluated."""
+        return self.model_type if self.do_train else ""
 
 
 @dataclass
@@ -176,6 +181,8 @@ class PruningArguments:
             refuse(not 0 < target < 1, f"--target_sparsity {target}: above 0 and below 1")
             fixed = method.ranked or method.smooth or self.global_topk
             refuse(fixed, f"--target_sparsity: {name} has no lambda that decides its sparsity; use sigmoied_threshold")
+            edge = method.sigmoid and self.final_threshold in (0, 1)
+            refuse(edge, f"--target_sparsity: --final_threshold {self.final_threshold} leaves no score to cut at")
             refuse(not penalised, "--target_sparsity needs --regularization l1 or l0, whose weight it steers")
             refuse(not self.final_lambda, "--target_sparsity needs a --final_lambda to start from, 100 for example")
         every = self.global_topk_frequency_compute
@@ -241,11 +248,17 @@ class CommonArguments(DistillationArguments, ContrastiveArguments, PruningArgume
 
     def plan(self, examples: int) -> Plan:
         """The plan of a run on so many examples; refused where its warm-ups leave no step to prune in."""
-        batch_size = self.per_gpu_train_batch_size * int(os.environ.get("WORLD_SIZE", 1))
+        batch_size = self.per_gpu_train_batch_size * (
+            int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1
+        )
         accumulation, epochs = self.gradient_accumulation_steps, self.num_train_epochs
         plan = Plan(examples, batch_size, accumulation, epochs, self.seed, self.max_steps)
+        warmup_steps = plan.warmup_steps(self.warmup_steps, self.warmup_epochs)
+        refuse(
+            0 < plan.total_steps <= warmup_steps,
+            f"the warm-up outlasts the run: {warmup_steps} warm-up steps, and the run has {plan.total_steps} steps",
+        )
         if self.masked:
-            warmup_steps = plan.warmup_steps(self.warmup_steps, self.warmup_epochs)
             plan.check_warmup(warmup_steps, self.initial_warmup, self.final_warmup)
         return plan
 
@@ -280,7 +293,7 @@ class SquadArguments(CommonArguments):
     n_best_size: int = flag(20, "candidates per question", free=True)
     max_answer_length: int = flag(30, "longest answer in tokens", free=True)
     verbose_logging: bool = flag(False, "name every question that reading found fault with", free=True)
-    threads: int = flag(1, "processes that tokenise", free=True)
+    threads: int = flag(1, "kept for old commands; the tokenizer uses all cores by itself", free=True)
     logging_steps: int = flag(500, "optimizer steps between log lines", free=True)
     save_steps: int = flag(500, "optimizer steps between checkpoints; 0: none", free=True)
 

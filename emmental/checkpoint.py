@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from emmental import processes
 from emmental.bank import Bank
 from emmental.errors import InputError
-from emmental.files import digest, sync
+from emmental.files import digest, sync, writing
 from emmental.logs import Losses
 from emmental.masked_bert import MaskedBert
 from emmental.training import Progress
@@ -65,7 +65,8 @@ def save(folder: Path, session: Session, tokenizer) -> None:
         shutil.rmtree(beside, ignore_errors=True)
         try:
             session.model.save_pretrained(beside)
-            tokenizer.save_pretrained(beside)
+            with writing(beside):
+                tokenizer.save_pretrained(beside)
             save_file(optimizer_tensors(session) | random_state, beside / TENSORS)
             state = {
                 **vars(session.progress),
@@ -81,7 +82,7 @@ def save(folder: Path, session: Session, tokenizer) -> None:
             shutil.rmtree(folder, ignore_errors=True)
             beside.rename(folder)
             sync(folder.parent)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, InputError) as error:
             shutil.rmtree(beside, ignore_errors=True)
             raise InputError(f"{folder}: could not be written ({error}); earlier checkpoints are untouched") from None
     processes.wait()
@@ -201,6 +202,8 @@ def clear(output_dir: Path, resumed: bool) -> None:
     if not resumed:
         for name in ("banks", "tensorboard"):
             shutil.rmtree(output_dir / name, ignore_errors=True)
+        for name in ("result.json", "eval_results.txt", "model.safetensors", "predictions_.json"):
+            (output_dir / name).unlink(missing_ok=True)  # an unfinished run should not look finished
 
 
 def _step(folder: Path) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from emmental import processes
+from emmental.errors import tell
 from emmental.plan import Plan
 
 
@@ -48,6 +49,8 @@ class Stop:
 
     def _receive(self, number: int, _) -> None:
         self.received = number
+        signal.signal(number, self.before[number])  # a second one ends at once
+        tell(f"\n{signal.Signals(number).name}: finishing the step, then saving; once more ends at once")
 
     def leave(self, number: int, folder: Path) -> None:
         if processes.rank() == 0:

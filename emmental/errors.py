@@ -16,6 +16,12 @@ class InputError(Exception):
     """Bad input from the user; the message is one line that names the flag, or the file and the line in it."""
 
 
+def tell(line: str) -> None:
+    """Prints a line once, however many processes there are."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line)
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs a script's `main`, turning an InputError, or a full disk, into one line on stderr and exit status 2."""
     try:

@@ -205,6 +205,8 @@ def follow(
     with Stop() as stop, bars(plan, session.progress.step) as advance:
         for record in records:
             losses.add(record.parts)
+            if len(losses.fresh) >= 100:
+                losses.read(record.step)  # so that what is no number any more is seen, however rarely one logs
             ended, line = record.step == plan.total_steps, {}
             if ended or (args.logging_steps and record.step % args.logging_steps == 0):
                 line = scalars(args, session.model, record, losses.means(record.step))

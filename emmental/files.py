@@ -18,6 +18,10 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: could not be written ({error})") from None
+    except Exception as error:
+        if type(error) is not Exception:  # which is what tokenizers raises on a full disk
+            raise
+        raise InputError(f"{path}: could not be written ({error})") from None
 
 
 @contextmanager

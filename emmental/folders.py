@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from emmental.errors import InputError
+from emmental.errors import InputError, tell
 from emmental.methods import METHODS
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -84,9 +84,22 @@ def check_model(name: str, flag: str, max_seq_length: int, types: tuple[str, ...
     return config
 
 
-def check_student(name: str, config_name: str, tokenizer_name: str, max_seq_length: int) -> dict:
-    """The config of the model that is trained or evaluated; InputError where it, or its tokenizer, is not to be had."""
+def check_settled(name: str, flag: str, config: dict) -> None:
+    """Refuses a masked model of which nobody knows how much it prunes."""
+    if config["model_type"] == "masked_bert" and config.get("pruning_method") and config.get("threshold") is None:
+        raise InputError(f"{flag} {name}: its config has no threshold; fold it first: bertarize.py --threshold ...")
+
+
+def check_student(name: str, config_name: str, tokenizer_name: str, max_seq_length: int, trains: str) -> dict:
+    """The config of the model that is trained or evaluated; InputError where it, or its tokenizer, is not to be had.
+
+    `trains` is the model_type that is trained, "" where a model is only evaluated.
+    """
     config = check_model(name, "--model_name_or_path", max_seq_length)
+    if not trains:
+        check_settled(name, "--model_name_or_path", config)
+    if trains == "bert" and config["model_type"] == "masked_bert" and config.get("pruning_method"):
+        raise InputError(f"--model_type bert: {name} is masked; fold it first, with bertarize.py")
     if config_name:
         config = check_config(config_name, "--config_name", max_seq_length)
     folder, flag = (tokenizer_name, "--tokenizer_name") if tokenizer_name else (name, "--model_name_or_path")
@@ -97,14 +110,18 @@ def check_student(name: str, config_name: str, tokenizer_name: str, max_seq_leng
 
 
 def _vocabulary(folder: str) -> list[str] | None:
-    """The tokens of a folder's tokenizer in the order of their ids; None where there are none to read."""
+    """The tokens of a tokenizer in the order of their ids; None where there are none to read."""
     path = Path(folder)
     try:
+        if not path.is_dir():
+            from huggingface_hub import hf_hub_download  # only for names of the Hub
+
+            path = Path(hf_hub_download(folder, "tokenizer.json")).parent
         if (path / "tokenizer.json").is_file():
             known = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
             return sorted(known, key=known.get)
         return [word.decode() for word in (path / "vocab.txt").read_bytes().split()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the Hub's errors are OSErrors or ValueErrors
         return None
 
 
@@ -127,21 +144,31 @@ def check_masked(name: str, flag: str, pruning_method: str | None, threshold: fl
         raise InputError(f"{flag} {name}: its config's pruning_method is {method!r}, not one of {', '.join(METHODS)}")
 
 
-def check_teacher(name: str, kind: str, student_name: str, student: dict, labels: tuple[str, ...] | None) -> None:
+def check_teacher(
+    name: str,
+    kind: str,
+    student_name: str,
+    student: dict,
+    tokenizer_name: str,
+    max_seq_length: int,
+    labels: tuple[str, ...] | None,
+) -> None:
     """Refuses a teacher whose representations or logits would not be the student's.
 
-    `kind` is the model_type it must have; `labels` are the task's label names in order, () for a regression, None for
-    a span. Names that cannot be compared are taken as being in the right order, with a line that says so.
+    `kind` is the model_type it must have; `tokenizer_name` whose tokenizer both read; `labels` are the task's label
+    names in order, () for a regression, None for a span. Names that cannot be compared are taken as being in the right
+    order, with a line that says so.
     """
     flag = f"--teacher_name_or_path {name}"
-    teacher = check_model(name, "--teacher_name_or_path", 0, (kind,))
+    teacher = check_model(name, "--teacher_name_or_path", max_seq_length, (kind,))
+    check_settled(name, "--teacher_name_or_path", teacher)
     for key in ("hidden_size", "vocab_size"):
         theirs, ours = teacher.get(key, SIZES[key]), student.get(key, SIZES[key])
         if theirs != ours:
             raise InputError(f"{flag}: {key} {theirs}, and {student_name} has {ours}")
-    theirs, ours = _vocabulary(name), _vocabulary(student_name)
+    theirs, ours = _vocabulary(name), _vocabulary(tokenizer_name)
     if theirs and ours and theirs != ours:
-        raise InputError(f"{flag}: its vocabulary is another than that of {student_name}")
+        raise InputError(f"{flag}: its vocabulary is another than that of {tokenizer_name}")
     if labels is None:
         if "QuestionAnswering" not in str(teacher.get("architectures") or "QuestionAnswering"):
             raise InputError(f"{flag}: {teacher['architectures']} does not answer questions")
@@ -159,4 +186,4 @@ def check_teacher(name: str, kind: str, student_name: str, student: dict, labels
         return
     if {x.lower() for x in named} == {x.lower() for x in labels}:
         raise InputError(f"{flag}: its labels are {named}, in another order than the task's, {list(labels)}")
-    print(f"{flag}: its labels are named {named}; they are taken as {list(labels)}, in this order")
+    tell(f"{flag}: its labels are named {named}; they are taken as {list(labels)}, in this order")

@@ -11,12 +11,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from emmental.errors import InputError
+
 
 def start(no_cuda: bool) -> torch.device:
     """Joins the process group if torchrun started this process; returns the device to work on."""
     cuda = torch.cuda.is_available() and not no_cuda
     if "LOCAL_RANK" in os.environ:
         local = int(os.environ["LOCAL_RANK"])
+        if cuda and local >= torch.cuda.device_count():
+            raise InputError(f"process {local + 1} has no GPU of its own: {torch.cuda.device_count()} are visible")
         if cuda:
             torch.cuda.set_device(local)
         dist.init_process_group("nccl" if cuda else "gloo")

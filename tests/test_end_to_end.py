@@ -258,7 +258,7 @@ def test_a_run_repeats_bit_for_bit(world, tmp_path, task, flags):
 
 
 def test_a_folder_is_written_over_without_a_trace(world, tmp_path):
-    """--overwrite_output_dir: no checkpoint, bank or log line of the run before is left to be taken for the new one's."""
+    """--overwrite_output_dir: no checkpoint, bank or log line of the run before is left to be taken for a new one's."""
     command = [*world.command("qqp"), *TRAIN, *HARD, "--output_dir", tmp_path]
     succeed(*command, *world.cap("qqp"))
     succeed(*command, "--overwrite_output_dir", "--max_steps", 5)
