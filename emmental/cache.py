@@ -41,5 +41,5 @@ def cached_map(dataset, function, file: Path, overwrite: bool):
                 end.write(digest)
             os.replace(written, file)
         return kept()
-    except OSError as error:
-        raise InputError(f"--cache_dir {file.parent}: {error.strerror or error}") from error
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"--cache_dir {file.parent}: {getattr(error, 'strerror', None) or error}") from error

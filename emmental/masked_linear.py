@@ -115,4 +115,8 @@ def set_threshold(model: nn.Module, threshold: float) -> None:
 @torch.no_grad()
 def kept_weights(linear: MaskedLinear) -> int:
     """The number of weights that the present mask keeps, of `linear.weight.numel()`."""
-    return int(torch.count_nonzero(linear.present_mask())) if linear.threshold is not None else linear.weight.numel()
+    if linear.threshold is None:
+        return linear.weight.numel()
+    # without a draw, so that to look does not change what comes after
+    mask = hard_concrete(linear.mask_scores) if linear.method.smooth else linear.present_mask()
+    return int(torch.count_nonzero(mask))

@@ -219,7 +219,7 @@ def test_straight_through_gradient_reaches_masked_weights_scores():
 def test_one_cut_for_all_matrices():
     model = masked("threshold")
     scores = torch.cat([linear.mask_scores.flatten() for linear in masked_linears(model).values()])
-    assert global_cut(model, 1.0) == -INF
+    assert global_cut(model, 1.0) < scores.min()  # nothing is pruned
     for threshold in (0.5, 0.1, 0.0):
         cut = global_cut(model, threshold)
         assert cut == sorted(scores.tolist())[max(len(scores) - (int(len(scores) * threshold) + 1), 1) - 1]
