@@ -300,6 +300,7 @@ def compare(task: Task, here: Path, output: Path, dev: Examples) -> list[str]:
 
 
 def main() -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # matrices this small only wait for one another on more threads
     script, *more = sys.argv[1:] or [""]
     if Path(script).name not in SCRIPTS:
         raise InputError(f"{script!r} is not one of {', '.join(SCRIPTS)}")
