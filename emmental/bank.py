@@ -68,8 +68,11 @@ class Bank:
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """The rows of the examples `index` (batch,) as float32 on the device, (batch, R, hidden)."""
-        parts = [column[index.to(column.device)].to(self.device, non_blocking=True) for column in self.columns]
-        return torch.stack(parts, dim=1).float()
+        parts = [
+            column.index_select(0, index.to(column.device)).to(self.device, non_blocking=True)
+            for column in self.columns
+        ]
+        return (torch.stack(parts, dim=1) if len(parts) > 1 else parts[0][:, None]).float()
 
     def draw(self, index: torch.Tensor, labels: torch.Tensor | None, extra: int, seed: tuple[int, ...]) -> Drawn:
         """The batch's own rows and those of extra // R other examples, `extra` rows in all (quirk 5, as released).

@@ -265,7 +265,7 @@ def compare(task: Task, here: Path, output: Path, dev: Examples) -> list[str]:
         return mask.flatten()[torch.randperm(mask.numel())].view_as(mask)
 
     def largest(weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return top_mask(weight.abs().flatten()[None], int(mask.sum())).view_as(mask).to(mask.dtype)
+        return top_mask(weight.abs().flatten()[None], int(mask.sum())).view_as(mask)
 
     torch.manual_seed(0)
     left = count(pruned).remaining

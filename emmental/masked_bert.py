@@ -22,8 +22,9 @@ from transformers import (
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.bert.modeling_bert import BertModel, BertPreTrainedModel
 
+from emmental.dropout import swap_dropout
 from emmental.masked_linear import MaskedLinear, mask_linears, masked_linears
-from emmental.packing import ATTENTION, Packing
+from emmental.packing import ATTENTION, Packing, first_tokens
 
 PADDING_LOGIT = -1e4  # e^-10000 is 0 in every precision, and stays finite through a temperature
 
@@ -92,6 +93,7 @@ class MaskedBert(BertPreTrainedModel):
         self.bert = MaskedEncoderBert(config, add_pooling_layer=add_pooling_layer)
         if config.pruning_method is not None:
             mask_linears(self.bert.encoder, config.pruning_method, config.mask_init, config.mask_scale)
+        swap_dropout(self.bert)
         self.freeze_embeddings()
         for linear in masked_linears(self.bert).values():
             linear.threshold = config.threshold
@@ -107,11 +109,14 @@ class MaskedBert(BertPreTrainedModel):
         if self.config.pruning_method is not None:
             self.bert.embeddings.requires_grad_(False)
 
-    def hidden_states(self, input_ids, attention_mask=None, token_type_ids=None) -> tuple[torch.Tensor, torch.Tensor]:
+    def hidden_states(
+        self, input_ids, attention_mask=None, token_type_ids=None, *, first_alone: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The last layer's output (batch, length, hidden), and the attention mask (batch, length) on its device.
 
         Padding is zero with packing on. A row without any real token counts its first, so that every row has a
-        finite representation.
+        finite representation. `first_alone` says that only first tokens will be read; with packing on nothing else is
+        computed in the last layer, and the length is 1.
         """
         device = self.bert.embeddings.word_embeddings.weight.device
         if attention_mask is None:
@@ -125,6 +130,11 @@ class MaskedBert(BertPreTrainedModel):
             inputs = [packing.pack(x) for x in inputs]
         attention_mask = attention_mask.to(device, non_blocking=True)
         embedded = self.bert.embeddings(input_ids=inputs[0], token_type_ids=inputs[1], position_ids=inputs[2])
+        if self.packing and first_alone:
+            *layers, last = self.bert.encoder.layer
+            for layer in layers:
+                embedded = layer(embedded, packing=packing)
+            return first_tokens(last, embedded, packing)[:, None], attention_mask
         if self.packing:
             return packing.unpack(self.bert.encoder(embedded, packing=packing).last_hidden_state), attention_mask
         keys = attention_mask.bool()[:, None, None]
@@ -139,7 +149,8 @@ class MaskedBert(BertPreTrainedModel):
 
     def encode(self, input_ids, attention_mask=None, token_type_ids=None) -> torch.Tensor:
         """The representation as the banks store it, (batch, hidden): of length 1, in the mode the model is in."""
-        hidden, attention_mask = self.hidden_states(input_ids, attention_mask, token_type_ids)
+        inputs = input_ids, attention_mask, token_type_ids
+        hidden, attention_mask = self.hidden_states(*inputs, first_alone=self.config.alignrep == "cls")
         return normalize(self.represent(hidden, attention_mask).float(), dim=-1)
 
 
@@ -157,7 +168,8 @@ class MaskedBertForSequenceClassification(MaskedBert):
         return self.bert.pooler(hidden)  # as released: `cls` is the tanh pooler's output here (quirk 8)
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None) -> ClassificationOutput:
-        hidden, attention_mask = self.hidden_states(input_ids, attention_mask, token_type_ids)
+        inputs = input_ids, attention_mask, token_type_ids
+        hidden, attention_mask = self.hidden_states(*inputs, first_alone=self.config.alignrep == "cls")
         pooled = self.dropout(self.bert.pooler(hidden))
         # as released: the cls anchor is taken after dropout, mean-pooling has none of its own (quirk 7)
         anchor = pooled if self.config.alignrep == "cls" else self.represent(hidden, attention_mask)

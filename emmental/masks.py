@@ -16,26 +16,30 @@ BETA = 2 / 3  # its temperature
 
 
 def top_mask(values: torch.Tensor, kept: int) -> torch.Tensor:
-    """The mask of the `kept` largest of each row of `values` (matrices, numel), as booleans of the same shape.
+    """The mask of the `kept` largest of each row of `values` (matrices, numel), as 0 and 1 of the same shape and type.
 
     Exact: among values that tie at the cut the lowest flat index wins, so counts are right and runs repeat.
     """
     numel = values.shape[-1]
     if not 0 < kept < numel:
-        return torch.full_like(values, kept >= numel, dtype=torch.bool)
+        return torch.full_like(values, kept >= numel)
     if values.device.type == "cpu":
-        return torch.from_numpy(np.stack([_top_row(row, kept) for row in values.float().numpy()]))
+        mask = torch.empty(values.shape)
+        for row, kept_row in zip(values.float().numpy(), mask.numpy(), strict=True):
+            _top_row(row, kept, kept_row)
+        return mask.to(values.dtype)
     cut = _bisect(values, kept)
     above, tied = values > cut, values == cut
     missing = kept - above.sum(-1, keepdim=True)
-    return above | (tied & (tied.cumsum(-1, dtype=torch.int32) <= missing))
+    return (above | (tied & (tied.cumsum(-1, dtype=torch.int32) <= missing))).to(values.dtype)
 
 
-def _top_row(row: np.ndarray, kept: int) -> np.ndarray:
+def _top_row(row: np.ndarray, kept: int, mask: np.ndarray) -> None:
     cut = np.partition(row, row.size - kept)[row.size - kept]  # selection, not a sort: linear in the matrix's size
-    mask = row > cut
-    mask[np.flatnonzero(row == cut)[: kept - np.count_nonzero(mask)]] = True
-    return mask
+    np.greater_equal(row, cut, out=mask)
+    surplus = np.count_nonzero(mask) - kept
+    if surplus > 0:
+        mask[np.flatnonzero(row == cut)[-surplus:]] = 0
 
 
 def _bisect(values: torch.Tensor, kept: int) -> torch.Tensor:
@@ -60,7 +64,7 @@ def above_mask(scores: torch.Tensor, threshold: float, sigmoid: bool) -> torch.T
     # The device's scores are joined with the floor without asking, since asking means waiting; where the threshold
     # alone keeps enough, the floor's largest are among them.
     if scores.device.type != "cpu" or int(mask.sum(-1).min()) < floor:
-        mask |= top_mask(scores, floor)
+        mask |= top_mask(scores, floor) > 0
     return mask
 
 

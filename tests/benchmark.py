@@ -213,7 +213,6 @@ class FormerAdamW:
             mean.mul_(0.9).add_(p.grad, alpha=0.1)
             square.mul_(0.999).addcmul_(p.grad, p.grad, value=0.001)
             p.addcdiv_(mean, square.sqrt().add_(1e-8), value=-rate * factor * correction)
-            p.grad = None
 
 
 def draw_any(step: int, number: int, examples: int, count: int) -> list[int]:
@@ -262,6 +261,7 @@ class Released:
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), self.args.max_grad_norm)
         self.optimizer.step(step + 1, training.rate_factor(step, 0, self.case.plan.total_steps))
+        self.student.zero_grad()
         return loss.item(), norm.item()
 
     def contrastive(self, anchors, banks, index, labels, step) -> torch.Tensor:
@@ -274,13 +274,17 @@ class Released:
             rows = bank[members].to(device)
             place = torch.cat([torch.tensor(index), torch.tensor(members).repeat_interleave(rows.shape[1])])
             keys = torch.cat([unit.detach(), rows.flatten(0, 1)])
-            itself = torch.eye(len(unit), len(keys), dtype=torch.bool, device=device)
-            log_q = (unit @ keys.T / self.args.contrastive_temperature).masked_fill(itself, -1e6).log_softmax(-1)
             for weight, known in zip(weights, (place.to(device), labels[place].to(device)), strict=True):
-                positive = (known[: len(index), None] == known) & ~itself
-                log_p = log_q * positive
-                loss = loss - weight * (log_p.sum(1) / positive.sum(1)).sum() / (log_p != 0).sum()
+                loss = loss + weight * self.term(unit, keys, known)
         return loss
+
+    def term(self, unit: torch.Tensor, keys: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        """One bank's supervised or unsupervised term; `known` (keys,) are the keys' labels or indices."""
+        itself = torch.eye(len(unit), len(keys), dtype=torch.bool, device=unit.device)
+        log_q = (unit @ keys.T / self.args.contrastive_temperature).masked_fill(itself, -1e6).log_softmax(-1)
+        positive = (known[: len(unit), None] == known) & ~itself
+        log_p = log_q * positive
+        return -(log_p.sum(1) / positive.sum(1)).sum() / (log_p != 0).sum()
 
     def grow(self, bank: torch.Tensor | None, column: torch.Tensor) -> torch.Tensor:
         return column[:, None] if bank is None else torch.cat([bank, column[:, None]], dim=1)

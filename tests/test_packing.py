@@ -12,9 +12,10 @@ from emmental import (
     set_packing,
     set_threshold,
 )
+from emmental.dropout import dropout
 from emmental.masked_linear import masked_linears
 from emmental.methods import METHODS
-from emmental.packing import Packing
+from emmental.packing import Packing, attention
 
 LENGTH = 12
 THRESHOLDS = {"topK": 0.4, "threshold": 0.2, "sigmoied_threshold": 0.6, "magnitude": 0.4, "l0": 0.0}
@@ -154,8 +155,49 @@ def test_pack_and_unpack_are_inverse():
     padded = torch.randn(3, LENGTH, 2, 4)
     packed = packing.pack(padded)
     assert packed.shape == (1, 3 + LENGTH + 1, 2, 4)
-    assert torch.equal(packed[0], torch.cat([padded[0, :3], padded[1], padded[2, :1]]))
+    assert torch.equal(packed[0], torch.cat([padded[1], padded[0, :3], padded[2, :1]]))
+    assert torch.equal(packed[0, packing.first][packing.inverse], padded[:, 0])
     assert torch.equal(packing.unpack(packed), padded * mask[..., None, None])
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_the_inner_bert_heeds_a_padded_batchs_mask(kind):
+    model, batch = MODELS[kind, "topK", "cls"], texts([5, LENGTH, 1])
+    real = batch["attention_mask"].bool()
+    expected, _ = model.hidden_states(**batch)
+    torch.testing.assert_close(model.bert(**batch).last_hidden_state[real], expected[real], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.999])
+def test_dropout_drops_its_share_and_keeps_the_mean(p):
+    torch.manual_seed(0)
+    x = torch.ones(1000, 999, requires_grad=True)
+    y = dropout(x, p)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+    dropped, deviation = (y == 0).double(), (p * (1 - p)) ** 0.5
+    assert abs(dropped.mean() - p) < 2**-17 + 5 * deviation / 1e3
+    assert abs(y.mean() - 1) < 5 * deviation / (1 - p) / 1e3
+    for shift in (1, 2, 3, 4, 999):  # neighbours, in a word of bits or across, know nothing of one another
+        flat = dropped.flatten() - p
+        assert abs((flat[shift:] * flat[:-shift]).mean()) < 5 * deviation**2 / 1e3
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x, p), y)
+
+
+@pytest.mark.parametrize(("p", "kept"), [(0, 1.0), (1, 0.0)])
+def test_dropout_of_none_and_of_all(p, kept):
+    assert torch.equal(dropout(torch.ones(3, 5), p), torch.full((3, 5), kept))
+
+
+def test_attention_with_dropout_is_torchs_on_average():
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 2, 5, 4)
+    keys = torch.ones(2, 1, 1, 5, dtype=torch.bool)
+    keys[0, ..., 3:] = False
+    expected = attention(query, key, value, keys, 0.0, 0.5)
+    mean = torch.stack([attention(query, key, value, keys, 0.3, 0.5) for _ in range(4000)]).mean(0)
+    torch.testing.assert_close(mean, expected, atol=0.06, rtol=0)
 
 
 @pytest.mark.parametrize("where", ["hidden", "attention_probs"])
