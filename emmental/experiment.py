@@ -72,7 +72,9 @@ def steered_to(args: CommonArguments, model: MaskedBert) -> dict[str, float]:
     set_threshold(model, args.final_threshold)
     before, asked = count(model).remaining, 100 * (1 - args.target_sparsity)
     if abs(before - asked) > 2 and processes.rank() == 0:
-        print(f"warning: steering ended at {before:.2f} % remaining weights, not {asked:.2f} %: the run was too short")
+        rate = f"--mask_scores_learning_rate {args.mask_scores_learning_rate:g}"
+        missed = f"{before:.2f} % remaining weights, not {asked:.2f} %"
+        print(f"warning: steering ended at {missed}: the run was too short for {rate}")
     return {"target_sparsity": args.target_sparsity, "remaining_weights_before_calibration": before}
 
 
