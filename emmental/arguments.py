@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from emmental.errors import InputError
-from emmental.methods import METHODS
+from emmental.methods import FLOOR, METHODS
 from emmental.plan import Plan
 
+START_LAMBDA = 100.0  # where steering starts if nothing else is said
 BANKS = ("pretrained", "finetuned", "snapshots")  # PrC, FiC, SnC
 
 
@@ -152,7 +153,7 @@ class PruningArguments:
     initial_warmup: int = flag(1, "warm-ups before the threshold moves")
     final_warmup: int = flag(2, "warm-ups after it has stopped")
     regularization: str = flag("null", "penalty on the scores", ("l0", "l1", "null"))
-    final_lambda: float = flag(0.0, "weight of the penalty at the end")
+    final_lambda: float = flag(0.0, "weight of the penalty at the end; with a target sparsity where steering starts")
     target_sparsity: float | None = flag(
         None, "steer lambda to this share of pruned weights (soft methods)", kind=float
     )
@@ -172,6 +173,8 @@ class PruningArguments:
         refuse(not 0 <= self.mask_scale < 1e30, f"--mask_scale {self.mask_scale}: at least 0")
         refuse(not 0 <= self.final_lambda < 1e30, f"--final_lambda {self.final_lambda}: at least 0")
         penalised = self.regularization != "null"
+        if self.target_sparsity and not self.final_lambda and penalised:
+            self.final_lambda = START_LAMBDA
         refuse(penalised and not method.scored, f"--regularization {self.regularization}: {name} has no scores")
         refuse(bool(self.final_lambda) and not penalised, "--final_lambda needs --regularization l1 or l0")
         unscaled = bool(self.final_lambda) and self.final_threshold == 0
@@ -179,12 +182,13 @@ class PruningArguments:
         refuse(self.global_topk and name != "threshold", f"--global_topk needs --pruning_method threshold, not {name}")
         if (target := self.target_sparsity) is not None:
             refuse(not 0 < target < 1, f"--target_sparsity {target}: above 0 and below 1")
+            floor = f"{name} keeps at least {100 * FLOOR:g} % of every matrix"
+            refuse(target > 1 - FLOOR, f"--target_sparsity {target}: at most {1 - FLOOR:g}, since {floor}")
             fixed = method.ranked or method.smooth or self.global_topk
             refuse(fixed, f"--target_sparsity: {name} has no lambda that decides its sparsity; use sigmoied_threshold")
             edge = method.sigmoid and self.final_threshold in (0, 1)
             refuse(edge, f"--target_sparsity: --final_threshold {self.final_threshold} leaves no score to cut at")
             refuse(not penalised, "--target_sparsity needs --regularization l1 or l0, whose weight it steers")
-            refuse(not self.final_lambda, "--target_sparsity needs a --final_lambda to start from, 100 for example")
         every = self.global_topk_frequency_compute
         refuse(every < 1, f"--global_topk_frequency_compute {every}: at least 1")
 

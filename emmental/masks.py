@@ -8,9 +8,8 @@ on to the scores unchanged, so that a score falls while its weight moves towards
 import numpy as np
 import torch
 
-from emmental.methods import METHODS, Method
+from emmental.methods import FLOOR, METHODS, Method
 
-FLOOR = 0.005  # as released: the threshold methods keep at least this share of a matrix, and one weight more
 STRETCH = (-0.1, 1.1)  # the interval (gamma, zeta) of l0's hard concrete distribution
 BETA = 2 / 3  # its temperature
 
@@ -57,10 +56,15 @@ def _bisect(values: torch.Tensor, kept: int) -> torch.Tensor:
     return torch.where(low < 0, low ^ 0x7FFFFFFF, low).view(torch.float32).to(values.dtype)
 
 
+def least(numel: int) -> int:
+    """How many weights of a matrix the threshold methods keep at least."""
+    return int(FLOOR * numel) + 1
+
+
 def above_mask(scores: torch.Tensor, threshold: float, sigmoid: bool) -> torch.Tensor:
     """The mask of the scores (matrices, numel) strictly above `threshold`, but of at least the floor's largest."""
     mask = (scores.sigmoid() if sigmoid else scores) > threshold
-    floor = int(FLOOR * scores.shape[-1]) + 1
+    floor = least(scores.shape[-1])
     # The device's scores are joined with the floor without asking, since asking means waiting; where the threshold
     # alone keeps enough, the floor's largest are among them.
     if scores.device.type != "cpu" or int(mask.sum(-1).min()) < floor:

@@ -7,6 +7,8 @@ torch, so that flags can be checked against it in a moment.
 
 from dataclasses import dataclass
 
+FLOOR = 0.005  # as released: the threshold methods keep at least this share of a matrix, and one weight more
+
 
 @dataclass(frozen=True)
 class Method:

@@ -5,6 +5,7 @@ pushes the scores of soft movement pruning down with a weight lambda that follow
 """
 
 import math
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,18 +13,19 @@ import torch
 from torch import nn
 
 from emmental.masked_linear import masked_linears
-from emmental.masks import BETA, STRETCH
+from emmental.masks import BETA, STRETCH, least, top_mask
 from emmental.methods import Method
 
 LOWEST = -1e30  # below every score
-SAMPLE = 1 << 20  # scores enough for a quantile
+SAMPLE = 1 << 18  # scores enough for a quantile
 
 # Steering: gains in e-folds of lambda per unit of score, and per unit of score and of travel
-PROPORTIONAL, INTEGRAL = 5.0, 2.0
+PROPORTIONAL, INTEGRAL = 10.0, 10.0
 BRAKE = 3.0  # how much harder to brake than to push
 AHEAD = 0.4  # how much travel ahead the error is seen
 REACH = 0.5  # errors beyond are taken as this
-MOST = 7.0  # the integral never leads further than e^7 from where lambda started
+MOST = 12.0  # the integral never leads further than e^12 from where lambda started
+EVERY = 0.1  # travel between two looks at the scores
 
 
 def schedule_threshold(
@@ -91,17 +93,17 @@ def score_at(threshold: float, method: Method) -> float:
 
 @torch.no_grad()
 def calibrated_threshold(model: nn.Module, target_sparsity: float) -> float:
-    """The threshold at which exactly a share 1 - `target_sparsity` of all scores remains, up to ties.
-
-    The floor of the threshold methods may add to it in matrices that have almost nothing above.
-    """
-    linears = list(masked_linears(model).values())
-    scores = torch.cat([linear.mask_scores.flatten() for linear in linears])
-    kept = round(scores.numel() * (1 - target_sparsity))
-    # The largest score that goes is the threshold, for the comparison is strict. Sigmoids are taken where masks are
-    # made, in float32, so that they compare equal.
-    values = (scores.sigmoid() if linears[0].method.sigmoid else scores).cpu().numpy()
-    place = max(values.size - kept - 1, 0)
+    """The threshold at which exactly a share 1 - `target_sparsity` of all scores remains, up to ties."""
+    values = []
+    for linear in masked_linears(model).values():
+        scores = linear.mask_scores.flatten()
+        # Sigmoids are taken where masks are made, in float32, so that they compare equal; what the floor of a matrix
+        # keeps anyway comes first.
+        row = scores.sigmoid() if linear.method.sigmoid else scores
+        values.append(row.masked_fill(top_mask(scores[None], least(row.numel()))[0] > 0, math.inf).cpu().numpy())
+    values = np.concatenate(values)
+    kept = round(values.size * (1 - target_sparsity))
+    place = max(values.size - kept - 1, 0)  # the largest that goes is the threshold, for the comparison is strict
     return float(np.partition(values, place)[place])
 
 
@@ -132,9 +134,9 @@ class Steering:
 
         `state` is empty at first and holds what the next call needs; a device is waited for once in a while only.
         """
-        every = max(1, (self.end - self.start) // 500)
-        state["travel"] = state.get("travel", 0.0) + learning_rate
-        if step > self.start and (step % every == 0 or "last" not in state) and state["travel"]:
+        if step > self.start:
+            state["travel"] = state.get("travel", 0.0) + learning_rate
+        if state.get("travel", 0.0) >= (EVERY if "last" in state else sys.float_info.min):
             goal = self.goal(step)
             present, last, remaining = self.measure(model, goal)
             speed = (last - state.get("last", last)) / state["travel"]  # -1: as fast as Adam moves
@@ -155,7 +157,7 @@ class Steering:
         From a sample in large models.
         """
         scores = [linear.mask_scores.flatten() for linear in masked_linears(model).values()]
-        stride = max(1, sum(part.numel() for part in scores) // SAMPLE)
+        stride = sum(part.numel() for part in scores) // SAMPLE | 1  # odd: no multiple of a head's size
         sample = torch.cat([part[::stride] for part in scores]).cpu().numpy()
         places = [min(int(share * sample.size), sample.size - 1) for share in (goal, self.target)]
         present, last = np.partition(sample, sorted(set(places)))[places].tolist()

@@ -4,7 +4,7 @@
 
 It trains a teacher with masked_run_glue.py, then runs run_glue_soft_kd.sh with TARGET_SPARSITY and run_glue_topk_kd.sh
 with FINAL_TH at each target, and the soft script from other lambdas at one. The environment may set the recipe's
-variables (EPOCH, LR, ...), as for the scripts alone.
+variables (EPOCH, LR, ...), as for the scripts alone, and flags that are not its own go to them.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def run(folder: Path, command: list[str], **environment: str) -> dict:
     return json.loads(result.read_text())
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--task", default="sst-2")
     parser.add_argument("--data_dir", type=Path, required=True, help="the task's TSV files")
@@ -55,17 +55,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, each with one thread")
     parser.add_argument("--output", type=Path, default=Path("runs/target"), help="for runs and their logs")
     parser.add_argument("--json", type=Path, help="write all figures to this file too")
-    return parser.parse_args(argv)
+    return parser.parse_known_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parse(argv)
+    options, more = parse(argv)
     output = options.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
     model, data = options.model.resolve(), options.data_dir.resolve()
     if options.rows:
         data = cut(data, output / f"data-{options.rows}", options.rows)
-    flags = ["--cache_dir", str(output / "cache"), "--overwrite_output_dir"]
+    flags = ["--cache_dir", str(output / "cache"), "--overwrite_output_dir", *more]
     teacher = options.teacher.resolve() if options.teacher else output / "teacher"
     if not options.teacher:
         recipe = RECIPE | os.environ

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from tests import benchmark
+from tests import benchmark, benchmark_target
 
 
 @pytest.fixture(autouse=True)
@@ -34,3 +34,18 @@ def test_benchmark(tmp_path, monkeypatch):
     assert results["step"]["ratio"] > 0 and results["encode"]["ratio"] > 0
     assert results["step"]["released"]["teacher forward"] > 0 and "teacher forward" not in results["step"]["project"]
     assert [cell["extrapolated"] for cell in results["growth"]] == [False] * 4 + [True] * 2
+
+
+@pytest.mark.slow
+def test_benchmark_of_targets(tmp_path, monkeypatch, world):
+    for name, value in {"BATCH": "8", "EPOCH": "2", "WARMUP": "1", "EXTRA_EXAMPLES": "8"}.items():
+        monkeypatch.setenv(name, value)
+    places = ["--data_dir", str(world.data("sst-2")), "--model", str(world.model), "--output", str(tmp_path)]
+    flags = "--task sst-2 --rows 20 --targets 0.5 --at 0.9 --lambdas 5 --jobs 1 --max_seq_length 24"
+    benchmark_target.main([*places, *flags.split(), "--json", str(tmp_path / "target.json")])
+
+    half, tenth = json.loads((tmp_path / "target.json").read_text())
+    assert half["remaining_weights"] == pytest.approx(50, abs=0.1) == half["topk"]["remaining_weights"]
+    assert tenth["remaining_weights"] == pytest.approx(10, abs=0.1) == tenth["topk"]["remaining_weights"]
+    assert (tenth["start"], tenth["asked"]) == ("5", pytest.approx(10))
+    assert len((tmp_path / "data-20" / "train.tsv").read_text().splitlines()) == 21
