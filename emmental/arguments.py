@@ -163,7 +163,7 @@ class PruningArguments:
     def __post_init__(self):
         super().__post_init__()
         method, name = METHODS[self.pruning_method], self.pruning_method
-        fraction = method.ranked or method.sigmoid or self.global_topk
+        fraction = method.fraction or self.global_topk
         for which in ("initial_threshold", "final_threshold"):
             value = getattr(self, which)
             low, high = (0, 1) if fraction else (-1e30, 1e30)

@@ -36,7 +36,7 @@ def sample(examples: int, count: int, seed: tuple[int, ...]) -> np.ndarray:
 class Bank:
     """L2-normalised representations: R columns of (examples, hidden), and the files in `folder` that hold them.
 
-    A column is on `device` if it leaves half of the free memory there, else in pinned host memory.
+    A column is on `device` if it leaves half of the free memory there, else in host memory.
     """
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
@@ -62,16 +62,15 @@ class Bank:
     def _place(self, column: torch.Tensor) -> None:
         if self.device.type == "cuda":
             size = column.numel() * column.element_size()
-            fits = size < torch.cuda.mem_get_info(self.device)[0] / 2
-            column = column.to(self.device) if fits else column.pin_memory()
+            if size < torch.cuda.mem_get_info(self.device)[0] / 2:
+                column = column.to(self.device)
         self.columns.append(column)
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """The rows of the examples `index` (batch,) as float32 on the device, (batch, R, hidden)."""
-        parts = [
-            column.index_select(0, index.to(column.device)).to(self.device, non_blocking=True)
-            for column in self.columns
-        ]
+        places = {device: index.to(device, non_blocking=True) for device in {x.device for x in self.columns}}
+        drawn = (column.index_select(0, places[column.device]) for column in self.columns)
+        parts = [rows.to(self.device, non_blocking=True) for rows in drawn]
         return (torch.stack(parts, dim=1) if len(parts) > 1 else parts[0][:, None]).float()
 
     def draw(self, index: torch.Tensor, labels: torch.Tensor | None, extra: int, seed: tuple[int, ...]) -> Drawn:

@@ -103,7 +103,7 @@ def restore(folder: Path, session: Session) -> None:
                 session.optimizer.state[parameter][key] = value[0] if key == "step" else value
     for name in vars(session.progress):
         setattr(session.progress, name, state[name])
-    session.losses.known = state["losses"]
+    session.losses.sums = state["losses"]
     session.scaler.load_state_dict(state["scaler"])
     # With more processes than before, the new ones draw from a random state of their own.
     if (random_state := tensors.get(f"random/cpu/{processes.rank()}")) is not None:

@@ -75,7 +75,7 @@ def heat_map(counted: Count):
     from matplotlib.figure import Figure
 
     kinds = {"query": "query", "key": "key", "value": "value", "attention.output": "attention\noutput"}
-    kinds |= {"intermediate": "feed-forward\nin", "output": "feed-forward\nout"}
+    kinds |= {"intermediate": "FFN\nin", "output": "FFN\nout"}
     cells = {}
     for name, (kept, total) in counted.matrices.items():
         layer, rest = re.search(r"layer\.(\d+)\.(.*)", name).groups()

@@ -142,6 +142,11 @@ def check_masked(name: str, flag: str, pruning_method: str | None, threshold: fl
     method = pruning_method or config["pruning_method"]
     if method not in METHODS:
         raise InputError(f"{flag} {name}: its config's pruning_method is {method!r}, not one of {', '.join(METHODS)}")
+    value, fraction = config["threshold"] if threshold is None else threshold, METHODS[method].fraction
+    low, high = (0, 1) if fraction else (-1e30, 1e30)
+    if not (isinstance(value, int | float) and low <= value <= high):
+        where = f"{flag} {name}: its config's threshold" if threshold is None else "--threshold"
+        raise InputError(f"{where} {value}: between {low:g} and {high:g} with {method}")
 
 
 def check_teacher(

@@ -28,35 +28,31 @@ def write_json(content: dict, path: Path) -> None:
 class Losses:
     """The parts of the loss, step by step, since the last log line; read from the device only when asked for."""
 
-    def __init__(self, known: list[dict[str, float]] | None = None):
-        self.known = known or []
+    def __init__(self):
+        self.sums: dict[str, list] = {}  # of every part and of the total: the sum, and over how many steps
         self.fresh: list[dict[str, torch.Tensor]] = []
 
     def add(self, parts: dict[str, torch.Tensor]) -> None:
         self.fresh.append(parts)
 
-    def read(self, step: int) -> list[dict[str, float]]:
-        """All of them as numbers, with one wait for the device; InputError where one, up to `step`, is no number."""
-        if self.fresh:
-            values = iter(torch.stack([value.float() for parts in self.fresh for value in parts.values()]).tolist())
-            self.known += [{name: next(values) for name in parts} for parts in self.fresh]
-            self.fresh = []
-        for at, parts in enumerate(self.known, step - len(self.known) + 1):
-            for name, value in parts.items():
-                if not math.isfinite(value):
+    def read(self, step: int) -> dict[str, list]:
+        """Their sums, with one wait for the device; InputError where one, up to `step`, is no number."""
+        fresh, self.fresh = self.fresh, []
+        values = iter(torch.stack([x.float() for parts in fresh for x in parts.values()]).tolist() if fresh else ())
+        for at, parts in enumerate(fresh, step - len(fresh) + 1):
+            numbers = {name: next(values) for name in parts}
+            for name, value in {"total": sum(numbers.values()), **numbers}.items():
+                if not math.isfinite(value) and name in numbers:
                     raise InputError(f"step {at}: the loss's part '{name}' is {value}; earlier checkpoints are kept")
-        return self.known
+                total, count = self.sums.get(name, (0.0, 0))
+                self.sums[name] = [total + value, count + 1]
+        return self.sums
 
     def means(self, step: int) -> dict[str, float]:
         """Each part's mean, and that of the total; starts the next interval."""
-        known, self.known = self.read(step), []
-        names = dict.fromkeys(name for parts in known for name in parts)
-        means = {f"loss/{name}": _mean([parts[name] for parts in known if name in parts]) for name in names}
-        return {"loss/total": _mean([sum(parts.values()) for parts in known]), **means}
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+        means = {f"loss/{name}": total / count for name, (total, count) in self.read(step).items()}
+        self.sums = {}
+        return means
 
 
 class Log:

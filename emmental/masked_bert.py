@@ -121,7 +121,8 @@ class MaskedBert(BertPreTrainedModel):
         device = self.bert.embeddings.word_embeddings.weight.device
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        attention_mask = torch.cat([torch.ones_like(attention_mask[:, :1]), attention_mask[:, 1:]], dim=1)
+        attention_mask = (attention_mask != 0).long()
+        attention_mask[:, :1] = 1
         positions = torch.arange(input_ids.shape[1], device=device).expand_as(input_ids)
         token_type_ids = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         inputs = [x.to(device, non_blocking=True) for x in (input_ids, token_type_ids, positions)]

@@ -19,6 +19,11 @@ class Method:
     sigmoid: bool = False  # the threshold is compared with sigmoid(score)
     smooth: bool = False  # the mask is a differentiable function of the score, with no threshold
 
+    @property
+    def fraction(self) -> bool:
+        """Whether its thresholds lie between 0 and 1."""
+        return self.ranked or self.sigmoid
+
 
 METHODS = {
     "topK": Method(ranked=True),

@@ -45,18 +45,26 @@ INDEXES = {
 }
 
 
-def pack(state_dict: dict[str, Tensor], dtype: str = "float32") -> tuple[dict[str, Tensor], dict]:
-    """The folded `state_dict` in packed form: the tensors to store, and the header that describes them.
-
-    Every floating-point tensor is first rounded to `dtype`, "float32" or "float16"; InputError where that overflows.
-    An encoder matrix then becomes `NAME.values` (kept,) and `NAME.bitmask` or `NAME.gaps` (uint8), whichever is
-    smaller, unless dense is smaller still. Kept is what differs from zero, so NaN is and -0.0 is not.
-    """
-    tensors, entries = {}, {}
+def rounded(state_dict: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """The tensors with floating-point ones as `dtype`, "float32" or "float16"; InputError where that overflows."""
+    state = {}
     for name, weight in state_dict.items():
         value = weight.to("cpu", DTYPES[dtype] if weight.is_floating_point() else weight.dtype).contiguous()
         if value.isinf().sum() != weight.isinf().sum():
             raise InputError(f"--dtype {dtype}: {name} holds a value too large for it")
+        state[name] = value
+    return state
+
+
+def pack(state_dict: dict[str, Tensor], dtype: str = "float32") -> tuple[dict[str, Tensor], dict]:
+    """The folded `state_dict` in packed form: the tensors to store, and the header that describes them.
+
+    Every floating-point tensor is first rounded to `dtype`, "float32" or "float16". An encoder matrix then becomes
+    `NAME.values` (kept,) and `NAME.bitmask` or `NAME.gaps` (uint8), whichever is smaller, unless dense is smaller
+    still. Kept is what differs from zero, so NaN is and -0.0 is not.
+    """
+    tensors, entries = {}, {}
+    for name, value in rounded(state_dict, dtype).items():
         forms = {"dense": {name: value}}
         if name.startswith("bert.encoder.") and name.endswith(".weight") and value.dim() == 2:
             kept = (value != 0).flatten()
@@ -148,6 +156,17 @@ def size_table(state_dict: dict[str, Tensor], saved: dict[str, Tensor]) -> list[
     return rows
 
 
+def idle_neurons(state_dict: dict[str, Tensor]) -> list[Tensor]:
+    """For each layer, which feed-forward neurons read nothing or are read by nothing, (intermediate,)."""
+    readers = sorted(
+        (int(name.split(".")[3]), name) for name in state_dict if name.endswith(".intermediate.dense.weight")
+    )
+    return [
+        (state_dict[name] == 0).all(1) | (state_dict[name.replace("intermediate", "output")] == 0).all(0)
+        for _, name in readers
+    ]
+
+
 def compact(state_dict: dict[str, Tensor], config: dict) -> tuple[dict[str, Tensor], dict]:
     """Remove feed-forward neurons that do nothing; the new `state_dict` and `config`, whose logits are the same.
 
@@ -156,17 +175,13 @@ def compact(state_dict: dict[str, Tensor], config: dict) -> tuple[dict[str, Tens
     number for all layers, so each loses as many as the layer that can spare fewest; if that is none, both are
     returned as they came.
     """
-    layers = [f"bert.encoder.layer.{i}." for i in range(config["num_hidden_layers"])]
-    idle = [
-        (state_dict[f"{layer}intermediate.dense.weight"] == 0).all(1)
-        | (state_dict[f"{layer}output.dense.weight"] == 0).all(0)
-        for layer in layers
-    ]
+    idle = idle_neurons(state_dict)
     size = max([1, *(int((~mask).sum()) for mask in idle)])
     if size == config["intermediate_size"]:
         return state_dict, config
     state = dict(state_dict)
-    for layer, mask in zip(layers, idle, strict=True):
+    for layer, mask in enumerate(idle):
+        layer = f"bert.encoder.layer.{layer}."
         keep, drop = (part.sort().values for part in mask.int().argsort(stable=True).tensor_split([size]))
         names = [f"{layer}{part}" for part in ("intermediate.dense.weight", "intermediate.dense.bias")]
         weight, bias = f"{layer}output.dense.weight", f"{layer}output.dense.bias"

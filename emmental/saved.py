@@ -18,7 +18,7 @@ from emmental.masked_bert import (
     fold,
 )
 from emmental.masked_linear import set_threshold
-from emmental.packed import compact, save_sparse, size_table
+from emmental.packed import compact, idle_neurons, rounded, save_sparse, size_table
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -85,22 +85,26 @@ def save_folded(model: MaskedBert, source: Path, target: Path, form: str, dtype:
     """Writes the model with its masks folded in, as transformers' plain BERT, and the tokenizer of `source`.
 
     `form` and `dtype` as in emmental.packed; `compacted` removes idle feed-forward neurons where all layers can spare
-    some. Returns what to tell of it.
+    some, and where only some can makes the form sparse, in which they take no room. Returns what to tell of it.
     """
     plain = fold(model)
     state, config = plain.state_dict(), plain.config.to_dict() | {"architectures": [type(plain).__name__]}
     dense, told = state, []
     if compacted:
         before = config["intermediate_size"]
+        idle = [int(mask.sum()) for mask in idle_neurons(state)]
         state, config = compact(state, config)
         told.append(f"feed-forward neurons in each layer: {before} -> {config['intermediate_size']}")
+        if form == "dense" and any(idle) and config["intermediate_size"] == before:
+            form = "sparse"
+            told.append(f"idle neurons by layer: {idle}; a plain BERT's layers are all of one size, so it is packed")
     target.mkdir(parents=True)
     if form == "sparse":
         stored = save_sparse(state, config, target, dtype)
     else:
         smaller = type(plain)(BertConfig(**config))
-        smaller.load_state_dict(state)
-        smaller.to(getattr(torch, dtype)).save_pretrained(target)
+        smaller.to(getattr(torch, dtype)).load_state_dict(rounded(state, dtype))
+        smaller.save_pretrained(target)
         stored = smaller.state_dict()
     told.append(f"{'part':12}{'dense float32':>16}{'as saved':>16}{'ratio':>8}")
     told += [

@@ -129,6 +129,11 @@ class SparseBert(nn.Module):
             self.layers.append(_Layer(weights, config, partial(linear, layer)))
         self.tile = TILE["sparse" if "sparse" in self.chosen.values() else "dense"]
 
+        self.eval()
+
+    def train(self, mode: bool = True) -> "SparseBert":
+        return super().train(False)  # there is nothing to train
+
     @torch.no_grad()
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None):
         """Padded inputs, each (batch, length) -> transformers output with logits | start_logits, end_logits.
@@ -170,7 +175,12 @@ def load_sparse(directory: str | Path) -> SparseBert:
         raise InputError(f"{directory}: a masked model; fold it first, with bertarize.py")
     if kind != "bert" or architecture not in MODELS:
         raise InputError(f"{path}: {architecture} of type {kind} is none of {', '.join(MODELS)}")
-    config = BertConfig.from_dict(values)
+    try:
+        config = BertConfig.from_dict(values)
+        with torch.device("meta"):
+            expected = MODELS[architecture](config).state_dict()
+    except Exception as error:  # its checks raise errors of many kinds
+        raise InputError(f"{path}: {' '.join(str(error).split())[:120]}") from None
     path = directory / FILE
     if path.exists():
         state = read_sparse(directory)
@@ -179,8 +189,6 @@ def load_sparse(directory: str | Path) -> SparseBert:
         state = {name: value.float() for name, value in read_tensors(path).items()}
     if any(name.endswith("mask_scores") for name in state):
         raise InputError(f"{path}: it holds mask_scores, so it is a masked model; fold it first, with bertarize.py")
-    with torch.device("meta"):
-        expected = MODELS[architecture](config).state_dict()
     for name, value in expected.items():
         if name not in state:
             raise InputError(f"{path}: {name} is missing")

@@ -158,7 +158,7 @@ def train(
         targets = None
         if teacher_logits is not None:
             width = logits[0].shape[1]
-            targets = tuple(known[places.to(known.device), :width].to(device) for known in teacher_logits)
+            targets = tuple(known[places, :width].to(device, non_blocking=True) for known in teacher_logits)
         known_labels = examples.labels[0] if supervised else None
         drawn = {
             name: bank.draw(places, known_labels, extra_examples, (*seed, number))

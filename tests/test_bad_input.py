@@ -269,6 +269,14 @@ ROWS = {
         *(None, ["bertarize.py", "--model_name_or_path", model(config__json={"model_type": "masked_bert"})]),
         "its config has no pruning_method; give --pruning_method",
     ),
+    "folding at no number": (
+        *(None, ["bertarize.py", "--model_name_or_path", model(config__json=MASKED), "--threshold", "nan"]),
+        "--threshold nan: between 0 and 1 with topK",
+    ),
+    "counts beyond all": (
+        *(None, ["counts_parameters.py", "--serialization_dir", model(config__json=MASKED), "--threshold", 5]),
+        "--threshold 5.0: between 0 and 1 with topK",
+    ),
     "folding of an unknown method": (
         *(None, ["bertarize.py", "--model_name_or_path", model(), "--pruning_method", "top"]),
         "--pruning_method: invalid choice",

@@ -135,6 +135,21 @@ def test_padding_never_matters(kind, packing):
                 torch.testing.assert_close(ours[name], theirs[name], atol=2e-5, rtol=1e-5)
 
 
+def test_one_group_as_on_a_gpu_is_padded_too(monkeypatch):
+    monkeypatch.setattr("emmental.packing.GROUPS", 1)
+    for which in MODELS:
+        assert_same(MODELS[which], texts([5, LENGTH, 1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+def test_a_mask_may_be_of_another_type(dtype):
+    model, batch = MODELS[BOTH[0], "topK", "cls"], texts([5, LENGTH, 1])
+    for packing in (True, False):
+        set_packing(model, packing)
+        other = batch | {"attention_mask": batch["attention_mask"].to(dtype)}
+        assert torch.equal(model(**other).logits, model(**batch).logits)
+
+
 def test_optional_inputs_default_to_all_tokens_and_one_segment():
     model, batch = MODELS[BOTH[0], "topK", "cls"], texts([LENGTH, LENGTH])
     batch["token_type_ids"].zero_()

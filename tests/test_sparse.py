@@ -8,8 +8,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
+from emmental import MaskedBertConfig, MaskedBertForSequenceClassification, set_threshold
 from emmental.errors import InputError
+from emmental.masked_linear import masked_linears
 from emmental.packed import FILE, compact, pack, read_sparse, save_sparse, size_table, unpack
+from emmental.saved import save_folded
 from emmental.sparse import load_sparse
 
 NAME = "bert.encoder.layer.0.output.dense.weight"
@@ -235,9 +238,49 @@ def test_compacting_an_empty_and_a_full_encoder():
     assert compact(state, config) == (state, config)
 
 
+@pytest.mark.parametrize(("idle", "form"), [((0,), "sparse"), ((0, 1), "dense"), ((), "dense")])
+def test_what_no_plain_bert_can_leave_out_is_packed(tmp_path, idle, form):
+    """Half of the neurons of the layers `idle` are read by nothing."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 36, "num_attention_heads": 3, "intermediate_size": 52, "num_hidden_layers": 2}
+    model = MaskedBertForSequenceClassification(MaskedBertConfig(vocab_size=60, **sizes)).eval()
+    for linear in masked_linears(model).values():
+        linear.mask_scores.data.normal_()
+    for layer in idle:
+        model.bert.encoder.layer[layer].output.dense.mask_scores.data[:, :26] -= 100
+    set_threshold(model, 0.5)
+    told = save_folded(model, tmp_path, tmp_path / "folded", "dense", "float32", compacted=True)
+    assert ("idle neurons by layer: [26, 0]" in told) == (form == "sparse")
+    assert (tmp_path / "folded" / FILE).exists() == (form == "sparse")
+    batch = batch_of([5, 12], 12)
+    with torch.no_grad():
+        want = model(**batch).logits
+    got = load_sparse(tmp_path / "folded")(**batch).logits
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+
+
+def test_a_dense_value_too_large_for_half_precision_is_refused(tmp_path):
+    model = MaskedBertForSequenceClassification(
+        MaskedBertConfig(vocab_size=60, hidden_size=12, num_attention_heads=1, intermediate_size=8, num_hidden_layers=1)
+    )
+    model.classifier.bias.data[0] = 1e6
+    with pytest.raises(InputError, match=r"--dtype float16: classifier.bias holds a value too large"):
+        save_folded(model, tmp_path, tmp_path / "folded", "dense", "float16", compacted=False)
+
+
+def test_there_is_nothing_to_train(tmp_path):
+    save_dense(pruned(), tmp_path)
+    model, batch = load_sparse(tmp_path), batch_of([5, 12], 12)
+    assert torch.equal(model.train()(**batch).logits, model(**batch).logits)
+    assert not any(module.training for module in model.modules())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"hidden_act": "gelo"}, "gelo"),
+        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"num_attention_heads": 5}, "36"),
         ({"model_type": "masked_bert"}, "a masked model; fold it first"),
         ({"model_type": "gpt2"}, "of type gpt2 is none of"),
         ({"architectures": ["BertModel"]}, "BertModel of type bert is none of"),

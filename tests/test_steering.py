@@ -110,6 +110,7 @@ def test_the_state_is_all_that_the_next_step_needs():
         ("--target_sparsity 1", "--target_sparsity 1.0"),
         ("--target_sparsity 0", "--target_sparsity 0.0"),
         ("--target_sparsity nan", "--target_sparsity nan"),
+        ("--target_sparsity 0.999", "keeps at least 0.5 % of every matrix"),
         ("--regularization null --final_lambda 0", "--regularization"),
     ],
 )
@@ -120,3 +121,5 @@ def test_targets_that_cannot_be_met_are_refused(tmp_path, flags, named):
     base += f" --target_sparsity 0.9 --regularization l1 --final_lambda 100 --output_dir {tmp_path / 'out'}"
     with pytest.raises(InputError, match=named):
         parse(GlueArguments, [*base.split(), *flags.split()])
+    assert parse(GlueArguments, base.split()).final_lambda == 100
+    assert parse(GlueArguments, [*base.split(), "--final_lambda", "0"]).final_lambda > 0  # steering starts somewhere
