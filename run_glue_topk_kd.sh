@@ -43,6 +43,11 @@ DISTILL_LOSS_WEIGHT=${DISTILL_LOSS_WEIGHT:-0.9}
 SAVE_STEPS=${SAVE_STEPS:-30000}   # optimizer steps between checkpoints; 0: none
 OUTPUT=${OUTPUT:-cap/$FINAL_TH/$TASK}
 
+if [ -n "${TARGET_SPARSITY:-}" ]; then
+    echo "$0: error: TARGET_SPARSITY $TARGET_SPARSITY: for the soft scripts; here FINAL_TH says what remains" >&2
+    exit 2
+fi
+
 LAUNCH="python"
 if [ "$NPROC" -gt 1 ]; then LAUNCH="torchrun --standalone --nproc_per_node $NPROC"; fi
 if [ -n "$GPU" ]; then export CUDA_VISIBLE_DEVICES="$GPU"; fi

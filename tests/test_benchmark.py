@@ -40,8 +40,8 @@ def test_benchmark(tmp_path, monkeypatch):
 def test_benchmark_of_targets(tmp_path, monkeypatch, world):
     for name, value in {"BATCH": "8", "EPOCH": "2", "WARMUP": "1", "EXTRA_EXAMPLES": "8"}.items():
         monkeypatch.setenv(name, value)
-    places = ["--data_dir", str(world.data("sst-2")), "--model", str(world.model), "--output", str(tmp_path)]
-    flags = "--task sst-2 --rows 20 --targets 0.5 --at 0.9 --lambdas 5 --jobs 1 --max_seq_length 24"
+    places = ["--data_dir", str(world.data("qqp")), "--model", str(world.model), "--output", str(tmp_path)]
+    flags = "--task qqp --rows 20 --targets 0.5 --at 0.9 --lambdas 5 --jobs 1 --max_seq_length 24"
     benchmark_target.main([*places, *flags.split(), "--json", str(tmp_path / "target.json")])
 
     half, tenth = json.loads((tmp_path / "target.json").read_text())
