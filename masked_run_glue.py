@@ -8,7 +8,7 @@ from pathlib import Path
 from emmental import glue
 from emmental.arguments import GlueArguments, parse
 from emmental.errors import InputError, run, tell
-from emmental.folders import check_student, check_teacher
+from emmental.folders import check_models
 
 
 def read(args: GlueArguments, split: str) -> glue.Rows:
@@ -29,19 +29,7 @@ def main() -> None:
     if args.task_name not in glue.TASKS:
         raise InputError(f"--task_name {args.task_name}: one of {', '.join(glue.TASKS)}")
     task = glue.TASKS[args.task_name]
-    student = check_student(
-        args.model_name_or_path, args.config_name, args.tokenizer_name, args.max_seq_length, args.trains
-    )
-    if args.needs_teacher:
-        check_teacher(
-            args.teacher_name_or_path,
-            args.teacher_type,
-            args.model_name_or_path,
-            student,
-            args.tokenizer_name or args.model_name_or_path,
-            args.max_seq_length,
-            task.labels,
-        )
+    check_models(args, task.labels)
     train_rows = read(args, "train") if args.do_train else None
     plan = args.plan(len(train_rows)) if args.do_train else None
     dev_rows = {split: read(args, split) for split in task.dev} if args.do_eval else {}

@@ -8,7 +8,7 @@ from pathlib import Path
 from emmental import squad, squad_answers
 from emmental.arguments import SquadArguments, parse
 from emmental.errors import run, tell
-from emmental.folders import check_student, check_teacher
+from emmental.folders import check_models
 
 
 def read(args: SquadArguments, split: str, file: str) -> squad.Questions:
@@ -32,19 +32,7 @@ def main() -> None:
     # Everything that can be wrong with flags and files is found before torch or a model is loaded.
     args = parse(SquadArguments)
     squad.check_lengths(args.max_seq_length, args.doc_stride, args.max_query_length)
-    student = check_student(
-        args.model_name_or_path, args.config_name, args.tokenizer_name, args.max_seq_length, args.trains
-    )
-    if args.needs_teacher:
-        check_teacher(
-            args.teacher_name_or_path,
-            args.teacher_type,
-            args.model_name_or_path,
-            student,
-            args.tokenizer_name or args.model_name_or_path,
-            args.max_seq_length,
-            None,
-        )
+    check_models(args, None)
     train_questions = read(args, "train", args.train_file) if args.do_train else None
     dev_questions = read(args, "dev", args.predict_file) if args.do_eval else None
 

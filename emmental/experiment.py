@@ -115,10 +115,10 @@ def scalars(args: CommonArguments, model: MaskedBert, record: Record, losses: di
 def log_evaluation(log: Log, step: int, model: MaskedBert, results: dict[str, float]) -> None:
     """The results of an evaluation at `step`, and the picture of what remains."""
     if model.config.pruning_method is not None:
-        results = results | {"remaining_weights": count(model).remaining, "threshold": model.config.threshold}
+        counted = count(model)
+        results = results | {"remaining_weights": counted.remaining, "threshold": model.config.threshold}
+        log.figure(step, "remaining_weights/by_matrix", lambda: heat_map(counted))
     log.scalars(step, {f"eval/{name}": value for name, value in results.items()})
-    if model.config.pruning_method is not None:
-        log.figure(step, "remaining_weights/by_matrix", lambda: heat_map(count(model)))
 
 
 def teach(

@@ -125,6 +125,15 @@ def _vocabulary(folder: str) -> list[str] | None:
         return None
 
 
+def check_models(args, labels: tuple[str, ...] | None) -> None:
+    """Refuses the model that the flags name, and a teacher that does not suit it; `labels` as in check_teacher."""
+    name, length = args.model_name_or_path, args.max_seq_length
+    student = check_student(name, args.config_name, args.tokenizer_name, length, args.trains)
+    if args.needs_teacher:
+        teacher = args.teacher_name_or_path, args.teacher_type
+        check_teacher(*teacher, name, student, args.tokenizer_name or name, length, labels)
+
+
 def check_masked(name: str, flag: str, pruning_method: str | None, threshold: float | None) -> None:
     """Refuses a folder that holds no masked model, or neither it nor the flags say how its masks are made.
 
