@@ -16,7 +16,7 @@ import shlex
 import sys
 import time
 from collections import defaultdict
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ import torch
 import transformers
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from emmental import experiment, glue, loading, objective, training
@@ -450,16 +451,48 @@ def peak(function, device: torch.device) -> float:
     return resident("VmHWM") - before
 
 
-def check(case: Case, attention: str, encoded: Examples, dtype: torch.dtype | None = None) -> dict:
+class RoundedProducts(TorchDispatchMode):
+    """TF32 on any machine: what a matrix product takes is rounded to 10 bits after the point, ties to even."""
+
+    PRODUCTS = "addmm", "mm", "bmm", "baddbmm"
+    ATTENTION = "_scaled_dot_product_"  # its inputs; what it multiplies inside is not seen
+
+    @staticmethod
+    def rounded(x):
+        if not isinstance(x, torch.Tensor) or x.dtype != torch.float32:
+            return x
+        bits = x.contiguous().view(torch.int32)
+        return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in self.PRODUCTS or name.startswith(self.ATTENTION):
+            whole = 1 if name in ("addmm", "baddbmm") else 0  # the summand stays as it is
+            args = (*args[:whole], *map(self.rounded, args[whole:]))
+        return function(*args, **(kwargs or {}))
+
+
+def effects(case: Case, attention: str, encoded: Examples) -> dict:
+    """How much each flag for speed changes the numbers, against the released way in float32."""
+    ways = {"--bf16": (torch.bfloat16, nullcontext), "--fp16": (torch.float16, nullcontext)}
+    ways["--tf32"] = None, RoundedProducts
+    return {flag: differences(case, attention, encoded, *way) for flag, way in ways.items()}
+
+
+def differences(case: Case, attention: str, encoded: Examples, dtype=None, around=nullcontext) -> dict:
     """Takes two steps each way, dropout off, with the same extra examples; their largest differences.
 
-    The released way in float32, the project's in `dtype` (None: float32, and then the two must agree).
+    The released way in float32, the project's with autocast to `dtype` and inside `around`. Loss and gradient norm
+    relative, encodings (unit vectors) absolute.
     """
 
     def draw(step: int, number: int, examples: int, count: int) -> list[int]:
         return sample(examples, count, (case.plan.seed, step, 0, number)).tolist()
 
     released, project = Released(case, attention, draw), Project(case, 2, dtype)
+    if scaling := project.precision.scaler.state_dict():
+        # a scale that float16's gradients bear from the first step; a run comes down to it by skipping steps
+        project.precision.scaler.load_state_dict(scaling | {"scale": 2.0**8})
     found = {"loss": 0.0, "grad_norm": 0.0}
     torch.set_float32_matmul_precision("highest")
     with ExitStack() as stack, patch.object(torch, "set_float32_matmul_precision"):
@@ -467,13 +500,19 @@ def check(case: Case, attention: str, encoded: Examples, dtype: torch.dtype | No
             if isinstance(module, nn.Dropout):
                 stack.enter_context(patch.object(module, "p", 0.0))
         for step in (case.first_step, case.first_step + 1):
-            for name, slow, fast in zip(found, released.step(step), project.step(step), strict=True):
+            right = released.step(step)
+            with around():
+                ours = project.step(step)
+            for name, slow, fast in zip(found, right, ours, strict=True):
                 found[name] = max(found[name], abs(slow - fast) / abs(slow))
-        found["encoding"] = (released.encode(encoded) - project.encode(encoded).cpu()).abs().max().item()
-    for name, difference in found.items():
-        if dtype is None and not difference < 1e-3:
-            raise SystemExit(f"the two ways differ: {name} by {difference:.1e}")
+        with around():
+            rows = project.encode(encoded).cpu()
+        found["encoding"] = (released.encode(encoded) - rows).abs().max().item()
     return found
+
+
+def show_differences(title: str, found: dict) -> None:
+    print(f"{title}:", ", ".join(f"{name} {x:.1e}" for name, x in found.items()), flush=True)
 
 
 # --- How cost grows, and the floor under it
@@ -670,6 +709,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--attention", choices=("eager", "sdpa"), default="eager", help="the released way's")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast, the project's way only")
     parser.add_argument("--tf32", action="store_true", help="TF32 for the project's way; the released always has it")
+    parser.add_argument("--effects", action="store_true", help="also what --bf16, --fp16 and --tf32 change (emulated)")
     parser.add_argument("--growth", action="store_true", help="also how cost grows with examples and snapshots")
     parser.add_argument("--gigabytes", type=float, default=6, help="the largest bank that --growth may build")
     parser.add_argument("--floor", action="store_true", help="also how far each part is above the machine's floor")
@@ -686,11 +726,16 @@ def measure(options: argparse.Namespace, case: Case) -> dict:
     # the project's batches are of like length only in a set that makes several; the released way's are all the same
     counts = {"released": max(options.batch, options.encode // 16), "project": options.encode}
     encoded = {name: subset(case.examples, np.arange(count) % len(case.examples)) for name, count in counts.items()}
-    differences = check(case, options.attention, subset(case.examples, np.arange(64)))
-    print("largest differences:", ", ".join(f"{name} {x:.1e}" for name, x in differences.items()), flush=True)
-    lower = check(case, options.attention, subset(case.examples, np.arange(64)), dtype) if dtype else {}
-    if lower:
-        print("in bfloat16:", ", ".join(f"{name} {x:.1e}" for name, x in lower.items()), flush=True)
+    some = subset(case.examples, np.arange(64))
+    results: dict = {"differences": differences(case, options.attention, some)}
+    show_differences("largest differences", results["differences"])
+    for name, difference in results["differences"].items():
+        if not difference < 1e-3:
+            raise SystemExit(f"the two ways differ: {name} by {difference:.1e}")
+    if options.effects:
+        results["effects"] = effects(case, options.attention, some)
+        for flag, found in results["effects"].items():
+            show_differences(f"with {flag}", found)
     steps = 2 * options.steps + WARM + 1
     ways = {"released": Released(case, options.attention), "project": Project(case, steps, dtype)}
     step = compare(ways, lambda way, i: way.step(case.first_step + i), options.steps, WARM, device)
@@ -700,7 +745,7 @@ def measure(options: argparse.Namespace, case: Case) -> dict:
         encode[name] = {part: x if part == PEAK else 1e3 * x / count for part, x in encode[name].items()}
     encode["ratio"] = encode["released"]["total"] / encode["project"]["total"]
     show("Encoding 1,000 examples, ms", encode)
-    results: dict = {"differences": differences, "differences_bf16": lower, "step": step, "encode": encode}
+    results |= {"step": step, "encode": encode}
     if options.floor:
         rate, bandwidth = machine_rates(device, dtype or torch.float32)
         parts = {part: (least, step["project"][part]) for part, least in floor(case, rate, bandwidth).items()}

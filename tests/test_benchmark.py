@@ -27,13 +27,25 @@ def test_benchmark(tmp_path, monkeypatch):
     shape = (
         "--size tiny --device cpu --examples 160 --batch 4 --length 48 --extra 24 --snapshots 3 --steps 1 --encode 64"
     )
-    benchmark.main([*shape.split(), "--growth", "--floor", "--json", str(tmp_path / "speed.json")])
+    benchmark.main([*shape.split(), "--growth", "--floor", "--effects", "--json", str(tmp_path / "speed.json")])
 
     results = json.loads((tmp_path / "speed.json").read_text())
     assert max(results["differences"].values()) < 1e-5
+    assert all(0 < found["grad_norm"] < 0.05 for found in results["effects"].values())
     assert results["step"]["ratio"] > 0 and results["encode"]["ratio"] > 0
     assert results["step"]["released"]["teacher forward"] > 0 and "teacher forward" not in results["step"]["project"]
     assert [cell["extrapolated"] for cell in results["growth"]] == [False] * 4 + [True] * 2
+
+
+def test_tf32_keeps_ten_bits_after_the_point():
+    step = 2.0**-10
+    numbers = torch.tensor([1 + 0.4 * step, 1 + 0.6 * step, 1 + 0.5 * step, 1 + 1.5 * step, -3 - 1.2 * step])
+    rounded = [1, 1 + step, 1, 1 + 2 * step, -3 - 2 * step]  # ties to even; steps of 2 beyond 2
+    assert benchmark.RoundedProducts.rounded(numbers).tolist() == rounded
+    ones = torch.ones(5, 1)
+    with benchmark.RoundedProducts():
+        assert (numbers[None] @ ones).item() == sum(rounded)
+        assert (numbers + 0).tolist() == numbers.tolist()
 
 
 @pytest.mark.slow
