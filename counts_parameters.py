@@ -5,6 +5,8 @@ masked matrices alone.
 """
 
 from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,6 +26,16 @@ def flags() -> Namespace:
     return parser.parse_args()
 
 
+def save(flag: str, file: str | None, write: Callable[[Path], None]) -> None:
+    """Writes what a flag asks for to the file that it names, if any."""
+    if file:
+        try:
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+            write(Path(file))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{flag} {file}: {error}") from None
+
+
 def main() -> None:
     args = flags()
     check_masked(args.serialization_dir, "--serialization_dir", args.pruning_method, args.threshold)
@@ -36,13 +48,8 @@ def main() -> None:
 
     counted = counting.count(load_masked(args.serialization_dir, args.pruning_method, args.threshold))
     print(counting.table(counted))
-    try:
-        if args.json:
-            write_json(counting.as_json(counted), Path(args.json))
-        if args.plot:
-            counting.heat_map(counted).savefig(args.plot, dpi=150)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--{'plot' if args.plot else 'json'}: {error}") from None
+    save("--json", args.json, partial(write_json, counting.as_json(counted)))
+    save("--plot", args.plot, lambda file: counting.heat_map(counted).savefig(file, dpi=150))
 
 
 if __name__ == "__main__":

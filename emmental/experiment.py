@@ -201,6 +201,18 @@ def fit(
     )
 
 
+def observe(
+    args: CommonArguments, session: checkpoint.Session, record: Record, evaluate, log: Log, ended: bool
+) -> dict[str, float]:
+    """Logs where the run stands, and evaluates if asked to; returns what it logged."""
+    line = scalars(args, session.model, record, session.losses.means(record.step))
+    log.scalars(record.step, line)
+    if args.evaluate_during_training and not ended:
+        settle(args, session.model)
+        log_evaluation(log, record.step, session.model, evaluate(session.model, Path(args.output_dir)))
+    return line
+
+
 def follow(
     args: CommonArguments, records, session: checkpoint.Session, plan: Plan, tokenizer, evaluate, log: Log
 ) -> None:
@@ -211,13 +223,9 @@ def follow(
             losses.add(record.parts)
             if len(losses.fresh) >= 100:
                 losses.read(record.step)  # so that what is no number any more is seen, however rarely one logs
-            ended, line = record.step == plan.total_steps, {}
-            if ended or (args.logging_steps and record.step % args.logging_steps == 0):
-                line = scalars(args, session.model, record, losses.means(record.step))
-                log.scalars(record.step, line)
-                if args.evaluate_during_training and not ended:
-                    settle(args, session.model)
-                    log_evaluation(log, record.step, session.model, evaluate(session.model, output_dir))
+            ended = record.step == plan.total_steps
+            due = ended or (args.logging_steps and record.step % args.logging_steps == 0)
+            line = observe(args, session, record, evaluate, log, ended) if due else {}
             shown = {"loss": "loss/total", "remaining": "remaining_weights"}
             advance(record.step, {name: f"{line[key]:.4g}" for name, key in shown.items() if key in line})
             stopped = processes.agreed(stop.received, session.device)

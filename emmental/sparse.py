@@ -165,6 +165,8 @@ class SparseBert(nn.Module):
 def load_sparse(directory: str | Path) -> SparseBert:
     """The folded model in `directory`, in dense or sparse form, ready to run; InputError if there is none in it."""
     directory = Path(directory)
+    if not directory.is_dir():
+        raise InputError(f"{directory}: no such folder")
     path = directory / "config.json"
     try:
         values = json.loads(path.read_text())

@@ -149,16 +149,21 @@ def _question(place: str, passage: str, qa, version_2: bool, seen: set[str]) -> 
     if (impossible or not answers) and not version_2:
         raise InputError(f"{place}: has no answer, as in SQuAD v2.0, which needs --version_2_with_negative")
 
-    problem = None
-    if not text.strip():
-        problem = "the question is empty"
-    elif not passage.strip():
-        problem = "the passage is empty"
-    elif impossible == bool(answers):
-        problem = "is_impossible and the answers contradict each other"
-    elif answers and not (answers[0].strip() and passage.startswith(answers[0], starts[0])):
-        problem = "the answer does not occur at answer_start"
+    problem = _problem(text, passage, answers, starts, impossible)
     return Question(identity, text, passage, answers, starts, problem)
+
+
+def _problem(text: str, passage: str, answers: tuple, starts: tuple, impossible: bool) -> str | None:
+    """Why a question cannot be trained on, if it cannot."""
+    if not text.strip():
+        return "the question is empty"
+    if not passage.strip():
+        return "the passage is empty"
+    if impossible == bool(answers):
+        return "is_impossible and the answers contradict each other"
+    if answers and not (answers[0].strip() and passage.startswith(answers[0], starts[0])):
+        return "the answer does not occur at answer_start"
+    return None
 
 
 def check_lengths(max_seq_length: int, doc_stride: int, max_query_length: int) -> None:
