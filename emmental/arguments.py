@@ -184,8 +184,9 @@ class PruningArguments:
             refuse(not 0 < target < 1, f"--target_sparsity {target}: above 0 and below 1")
             floor = f"{name} keeps at least {100 * FLOOR:g} % of every matrix"
             refuse(target > 1 - FLOOR, f"--target_sparsity {target}: at most {1 - FLOOR:g}, since {floor}")
-            fixed = method.ranked or method.smooth or self.global_topk
-            refuse(fixed, f"--target_sparsity: {name} has no lambda that decides its sparsity; use sigmoied_threshold")
+            fixed = method.ranked or self.global_topk
+            refuse(fixed, f"--target_sparsity: {name} fixes its sparsity by the threshold; use sigmoied_threshold")
+            refuse(method.smooth, f"--target_sparsity: {name} has no threshold to calibrate; use sigmoied_threshold")
             edge = method.sigmoid and self.final_threshold in (0, 1)
             refuse(edge, f"--target_sparsity: --final_threshold {self.final_threshold} leaves no score to cut at")
             refuse(not penalised, "--target_sparsity needs --regularization l1 or l0, whose weight it steers")

@@ -24,10 +24,12 @@ def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout by `dropout`."""
+    """nn.Dropout by `dropout`; with packing off, as released, by torch's own."""
+
+    packing = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return dropout(x, self.p) if self.training and self.p else x
+        return dropout(x, self.p) if self.training and self.p and self.packing else super().forward(x)
 
 
 def swap_dropout(model: nn.Module) -> None:

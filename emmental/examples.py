@@ -5,6 +5,7 @@ to `offsets[i + 1]`. An example's place in it is its `index`, under which the ba
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each example, (examples,)."""
         return np.diff(self.offsets)

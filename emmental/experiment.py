@@ -228,7 +228,7 @@ def follow(
             line = observe(args, session, record, evaluate, log, ended) if due else {}
             shown = {"loss": "loss/total", "remaining": "remaining_weights"}
             advance(record.step, {name: f"{line[key]:.4g}" for name, key in shown.items() if key in line})
-            stopped = processes.agreed(stop.received, session.device)
+            stopped = processes.agreed(stop.received)
             saving = stopped or (args.save_steps and record.step % args.save_steps == 0)
             if saving or ended:
                 checkpoint.check_finite(session)

@@ -85,9 +85,13 @@ def check_model(name: str, flag: str, max_seq_length: int, types: tuple[str, ...
 
 
 def check_settled(name: str, flag: str, config: dict) -> None:
-    """Refuses a masked model of which nobody knows how much it prunes."""
-    if config["model_type"] == "masked_bert" and config.get("pruning_method") and config.get("threshold") is None:
-        raise InputError(f"{flag} {name}: its config has no threshold; fold it first: bertarize.py --threshold ...")
+    """Refuses a masked model of which nobody knows how, or how much, it prunes."""
+    if config["model_type"] != "masked_bert":
+        return
+    known = "pruning_method" in config
+    if not known or (config["pruning_method"] and config.get("threshold") is None):
+        key = "threshold" if known else "pruning_method"
+        raise InputError(f"{flag} {name}: its config has no {key}; fold it first: bertarize.py --{key} ...")
 
 
 def check_student(name: str, config_name: str, tokenizer_name: str, max_seq_length: int, trains: str) -> dict:

@@ -39,7 +39,7 @@ def load_tokenizer(args: CommonArguments):
     settings = {"do_lower_case": True} if args.do_lower_case else {}
     name = args.tokenizer_name or args.model_name_or_path
     try:
-        return transformers.AutoTokenizer.from_pretrained(name, cache_dir=args.cache_dir or None, **settings)
+        return transformers.AutoTokenizer.from_pretrained(name, **settings)
     except Exception as error:  # as above, and the tokenizers' own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise InputError(f"{name}: the tokenizer cannot be loaded ({reason})") from error

@@ -12,6 +12,7 @@ from emmental.methods import FLOOR, METHODS, Method
 
 STRETCH = (-0.1, 1.1)  # the interval (gamma, zeta) of l0's hard concrete distribution
 BETA = 2 / 3  # its temperature
+SATURATED = 0.999  # beyond, sigmoids of scores that differ are the same float32
 
 
 def top_mask(values: torch.Tensor, kept: int) -> torch.Tensor:
@@ -43,6 +44,13 @@ def _top_row(row: np.ndarray, kept: int, mask: np.ndarray) -> None:
         mask[np.flatnonzero(row == cut)[-surplus:]] = 0
 
 
+def kth_largest(values: torch.Tensor, k: int) -> float:
+    """The `k`-th largest of `values` (numel,), exactly."""
+    if values.device.type == "cpu":
+        return float(np.partition(values.numpy(), len(values) - k)[len(values) - k])
+    return _bisect(values[None], k).item()
+
+
 def _bisect(values: torch.Tensor, kept: int) -> torch.Tensor:
     """The `kept`-th largest of each row, (matrices, 1), found bit by bit without waiting for the device.
 
@@ -63,9 +71,16 @@ def least(numel: int) -> int:
     return int(FLOOR * numel) + 1
 
 
+def compared(scores: torch.Tensor, threshold: float, sigmoid: bool) -> torch.Tensor:
+    """What a threshold is compared with: the scores, or their sigmoids, as fine as the threshold needs them."""
+    if not sigmoid:
+        return scores
+    return (scores.double() if threshold > SATURATED else scores).sigmoid()
+
+
 def above_mask(scores: torch.Tensor, threshold: float, sigmoid: bool) -> torch.Tensor:
     """The mask of the scores (matrices, numel) strictly above `threshold`, but of at least the floor's largest."""
-    mask = (scores.sigmoid() if sigmoid else scores) > threshold
+    mask = compared(scores, threshold, sigmoid) > threshold
     floor = least(scores.shape[-1])
     # The device's scores are joined with the floor without asking, since asking means waiting; where the threshold
     # alone keeps enough, the floor's largest are among them.

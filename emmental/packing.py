@@ -39,7 +39,7 @@ class Group:
     def pack(self, context: torch.Tensor) -> torch.Tensor:
         """(texts, heads, width, head size) -> (tokens, heads, head size)"""
         context = context.transpose(1, 2).flatten(0, 1)
-        return context if self.real is None else context[self.real]
+        return context if self.real is None else context.index_select(0, self.real)
 
 
 class Packing:
@@ -107,7 +107,8 @@ def packed_attention(module, query, key, value, attention_mask, dropout=0.0, sca
     Returns (batch, length, heads, head size) or (1, tokens, heads, head size), and no attention weights.
     """
     if packing is None:
-        return attention(query, key, value, attention_mask, dropout, scaling).transpose(1, 2), None
+        context = scaled_dot_product_attention(query, key, value, attention_mask, dropout, scale=scaling)
+        return context.transpose(1, 2), None
     tokens = (x[0].transpose(0, 1) for x in (query, key, value))
     return packing.attend(*tokens, dropout, scaling)[None], None
 
@@ -120,7 +121,7 @@ def first_tokens(layer: nn.Module, hidden: torch.Tensor, packing: Packing) -> to
     query, key, value = attending.query(first), attending.key(tokens), attending.value(tokens)
     p = attending.dropout.p if attending.training else 0.0
     context = packing.attend(*(x.unflatten(-1, heads) for x in (query, key, value)), p, attending.scaling)
-    return layer.feed_forward_chunk(layer.attention.output(context.flatten(1), first))[packing.inverse]
+    return layer.feed_forward_chunk(layer.attention.output(context.flatten(1), first)).index_select(0, packing.inverse)
 
 
 AttentionInterface.register(ATTENTION, packed_attention)
@@ -128,7 +129,10 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # for whoever calls the i
 
 
 def set_packing(model: nn.Module, on: bool) -> None:
-    """Turns packing on (the default) or off; off, every position of a padded batch is computed, as released."""
+    """Turns packing on (the default) or off; off, every position of a padded batch is computed, as released.
+
+    Dropout goes with it: off, its rate is exact on a CPU too.
+    """
     for module in model.modules():
         if hasattr(module, "packing"):
             module.packing = on

@@ -23,7 +23,8 @@ def start(no_cuda: bool) -> torch.device:
             raise InputError(f"process {local + 1} has no GPU of its own: {torch.cuda.device_count()} are visible")
         if cuda:
             torch.cuda.set_device(local)
-        dist.init_process_group("nccl" if cuda else "gloo")
+        # what processes agree on in every step travels beside the GPU's queue, not through it
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
         return torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda and torch.cuda.device_count() > 1:
         count = torch.cuda.device_count()
@@ -97,8 +98,8 @@ def each(state: torch.Tensor, device: torch.device) -> list[torch.Tensor]:
     return [state.cpu() for state in states]
 
 
-def agreed(value: int, device: torch.device) -> int:
-    """The largest of the processes' values, so that all do the same."""
+def agreed(value: int) -> int:
+    """The largest of the processes' values, so that all do the same; no GPU is waited for."""
     if world() == 1:
         return value
-    return max(int(each_value) for each_value in each(torch.tensor([value]), device))
+    return max(int(each_value) for each_value in each(torch.tensor([value]), torch.device("cpu")))

@@ -5,7 +5,6 @@ pushes the scores of soft movement pruning down with a weight lambda that follow
 """
 
 import math
-import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from emmental.masked_linear import masked_linears
-from emmental.masks import BETA, STRETCH, least, top_mask
+from emmental.masks import BETA, SATURATED, STRETCH, compared, kth_largest, least, top_mask
 from emmental.methods import Method
 
 LOWEST = -1e30  # below every score
@@ -81,9 +80,9 @@ def global_cut(model: nn.Module, threshold: float) -> float:
     """
     if threshold >= 1:
         return LOWEST
-    scores = torch.cat([linear.mask_scores.flatten() for linear in masked_linears(model).values()]).cpu().numpy()
-    place = max(scores.size - (int(scores.size * threshold) + 1), 1) - 1
-    return float(np.partition(scores, place)[place])
+    scores = torch.cat([linear.mask_scores.flatten() for linear in masked_linears(model).values()])
+    place = max(len(scores) - (int(len(scores) * threshold) + 1), 1) - 1
+    return kth_largest(scores, len(scores) - place)
 
 
 def score_at(threshold: float, method: Method) -> float:
@@ -94,17 +93,23 @@ def score_at(threshold: float, method: Method) -> float:
 @torch.no_grad()
 def calibrated_threshold(model: nn.Module, target_sparsity: float) -> float:
     """The threshold at which exactly a share 1 - `target_sparsity` of all scores remains, up to ties."""
-    values = []
-    for linear in masked_linears(model).values():
-        scores = linear.mask_scores.flatten()
-        # Sigmoids are taken where masks are made, in float32, so that they compare equal; what the floor of a matrix
-        # keeps anyway comes first.
-        row = scores.sigmoid() if linear.method.sigmoid else scores
-        values.append(row.masked_fill(top_mask(scores[None], least(row.numel()))[0] > 0, math.inf).cpu().numpy())
-    values = np.concatenate(values)
-    kept = round(values.size * (1 - target_sparsity))
-    place = max(values.size - kept - 1, 0)  # the largest that goes is the threshold, for the comparison is strict
-    return float(np.partition(values, place)[place])
+    linears = masked_linears(model).values()
+    sigmoid = any(linear.method.sigmoid for linear in linears)
+    threshold = 0.0
+    for _ in range(2):  # the second time, if need be, in the precision that the first one asks for
+        values = []
+        for linear in linears:
+            scores = linear.mask_scores.flatten()
+            row = compared(scores, threshold, sigmoid)  # as where masks are made, so that they compare equal
+            floor = top_mask(scores[None], least(row.numel()))[0] > 0  # kept anyway: it comes first
+            values.append(row.masked_fill(floor, math.inf).cpu().numpy())
+        values = np.concatenate(values)
+        kept = round(values.size * (1 - target_sparsity))
+        place = max(values.size - kept - 1, 0)  # the largest that goes is the threshold, for the comparison is strict
+        threshold = float(np.partition(values, place)[place])
+        if not sigmoid or threshold <= SATURATED:
+            break
+    return threshold
 
 
 @dataclass(frozen=True)
@@ -136,15 +141,16 @@ class Steering:
         """
         if step > self.start:
             state["travel"] = state.get("travel", 0.0) + learning_rate
-        if state.get("travel", 0.0) >= (EVERY if "last" in state else sys.float_info.min):
+        travel = state.get("travel", 0.0)
+        if travel >= EVERY or (travel > 0 and "last" not in state):
             goal = self.goal(step)
             present, last, remaining = self.measure(model, goal)
-            speed = (last - state.get("last", last)) / state["travel"]  # -1: as fast as Adam moves
+            speed = (last - state.get("last", last)) / travel  # -1: as fast as Adam moves
             # Both have the same sign: the distance tells while nothing is pruned yet, the ratio once much is.
             error = max(-REACH, min(REACH, present - self.cut + AHEAD * speed)) + math.log(remaining / (1 - goal))
             # What falls as fast as it can is not pushed harder; what has fallen too far does not come back by itself.
             error *= max(0.0, min(1.0, 1 + speed)) if error > 0 else BRAKE
-            integral = state.get("integral", 0.0) + INTEGRAL * error * state["travel"]
+            integral = state.get("integral", 0.0) + INTEGRAL * error * travel
             state["integral"] = max(-MOST, min(MOST, integral))
             state |= {"last": last, "travel": 0.0}
             state["factor"] = math.exp(state["integral"] + PROPORTIONAL * error)

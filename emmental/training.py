@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -63,7 +63,8 @@ def optimizer_step(optimizer: torch.optim.AdamW, step: int, factor: float, epsil
     """One update at optimizer step `step` from 0, with the learning rates times `factor`.
 
     as released (transformers' former AdamW, quirk 26) epsilon stands outside the bias correction, which torch's AdamW
-    gives when its own is divided by sqrt(1 - beta2^t), and decay acts on the updated weights.
+    gives when its own is divided by sqrt(1 - beta2^t), and decay acts on the updated weights (with float16 also in the
+    first few steps, which the scaler skips).
     """
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
@@ -143,7 +144,9 @@ def train(
     lambda; `length` pads every batch to it.
     """
     device, scaler = precision.device, precision.scaler
-    forward = nn.parallel.DistributedDataParallel(model) if processes.world() > 1 else model
+    # the buffers are constants, so they are not sent round
+    parallel = partial(nn.parallel.DistributedDataParallel, broadcast_buffers=False)
+    forward = parallel(model) if processes.world() > 1 else model
 
     def loss_parts(index: np.ndarray, seed: tuple[int, ...], regu_lambda: float) -> dict[str, torch.Tensor]:
         batch = len(index)

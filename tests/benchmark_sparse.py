@@ -55,7 +55,7 @@ def compare(dense, sparse, batch: int, length: int, budget: float) -> dict:
     ids = torch.randint(1, dense.config.vocab_size, (batch, length))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
     difference = float((dense(**inputs).logits - sparse(**inputs).logits).abs().max())
-    if difference > 1e-4:
+    if not difference <= 1e-4:
         raise SystemExit(f"batch {batch}, length {length}: the logits differ by {difference:.1e}")
     times, end = [], time.perf_counter() + budget
     while len(times) < 3 or (len(times) < 15 and time.perf_counter() < end):

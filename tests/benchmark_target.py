@@ -24,8 +24,9 @@ def cut(source: Path, folder: Path, rows: int) -> Path:
     """A copy of a data folder with the first `rows` training examples."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in source.glob("*.tsv"):
-        lines = file.read_text().splitlines(keepends=True)
-        (folder / file.name).write_text("".join(lines[: rows + 1] if file.name == "train.tsv" else lines))
+        lines = file.read_text(encoding="utf-8").split("\n")  # splitlines would cut at more than that
+        text = "\n".join([*lines[: rows + 1], ""] if file.name == "train.tsv" else lines)
+        (folder / file.name).write_text(text, encoding="utf-8")
     return folder
 
 

@@ -13,6 +13,7 @@ from tiny import HARD, SOFT, TRAIN, log, result, run_script, succeed
 from transformers import AutoTokenizer, BertForQuestionAnswering, BertForSequenceClassification
 
 from emmental import MaskedBertForQuestionAnswering, MaskedBertForSequenceClassification, load_sparse
+from emmental.sparsity import schedule_threshold
 
 METRICS = {
     "qqp": {"acc", "f1", "acc_and_f1"},
@@ -122,8 +123,8 @@ def test_the_folded_model_is_a_plain_bert(trained, tmp_path, task, kind):
 
     expected = logits(masked.from_pretrained(folder).eval())
     for form in ("dense", "sparse"):
-        target = tmp_path / form
-        succeed("bertarize.py", "--model_name_or_path", folder, "--target_model_path", target, "--format", form)
+        target, more = tmp_path / form, ["--format", form, *(["--compact"] if form == "sparse" else [])]
+        succeed("bertarize.py", "--model_name_or_path", folder, "--target_model_path", target, *more)
         weights = "model.safetensors" if form == "dense" else "model.sparse.safetensors"
         assert {path.name for path in target.iterdir()} == {
             *("config.json", weights, "tokenizer.json", "tokenizer_config.json")
@@ -188,11 +189,16 @@ def test_other_methods_and_options(world, trained, tmp_path, flags):
     command = [*world.command("qqp"), *TRAIN, *world.cap("qqp"), "--num_train_epochs", 2, "--save_steps", 0]
     if "masked_bert" in flags:
         flags = [*flags, "--teacher_name_or_path", trained("qqp", "hard")[0]]
-    succeed(*command, *flags, "--output_dir", tmp_path)
+    shown = succeed(*command, *flags, "--output_dir", tmp_path)
     lines, results = log(tmp_path), result(tmp_path)
     assert len(lines) == 8 and not (tmp_path / "banks").exists() and not list(tmp_path.glob("checkpoint-*"))
     if {"topK", "--global_topk", "magnitude", "--target_sparsity"} & set(flags):
         assert results["remaining_weights"] == pytest.approx(10, abs=0.1)
+    if "--target_sparsity" in flags:  # in eight steps scores hardly move, so lambda is pushed, and that is told
+        _, usual = zip(*(schedule_threshold(i, 8, 1, 0, 0.1, 1, 1, 10) for i in range(8)), strict=True)
+        assert all(line["lambda"] > value for line, value in zip(lines[2:], usual[2:], strict=True))
+        before = results["remaining_weights_before_calibration"]
+        assert before > 90 and f"steering ended at {before:.2f} % remaining weights, not 10.00 %" in shown.out
     if "--contrast_with" in flags:
         asked = {name for name in ("pretrained", "finetuned", "snapshots") if name in flags}
         assert {name[5:] for name in lines[-1] if name.startswith("loss/")} == {"total", "task", "distillation", *asked}

@@ -12,7 +12,7 @@ from emmental import (
     set_packing,
     set_threshold,
 )
-from emmental.dropout import dropout
+from emmental.dropout import Dropout, dropout
 from emmental.masked_linear import masked_linears
 from emmental.methods import METHODS
 from emmental.packing import Packing, attention
@@ -198,6 +198,16 @@ def test_dropout_drops_its_share_and_keeps_the_mean(p):
         assert abs((flat[shift:] * flat[:-shift]).mean()) < 5 * deviation**2 / 1e3
     torch.manual_seed(0)
     assert torch.equal(dropout(x, p), y)
+
+
+def test_dropout_without_packing_is_torchs_own():
+    layer, x = Dropout(0.1), torch.ones(100)
+    for packing in (True, False):
+        set_packing(layer, packing)
+        torch.manual_seed(0)
+        y = layer(x)
+        torch.manual_seed(0)
+        assert torch.equal(y, torch.nn.functional.dropout(x, 0.1)) != packing
 
 
 @pytest.mark.parametrize(("p", "kept"), [(0, 1.0), (1, 0.0)])

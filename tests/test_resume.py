@@ -98,7 +98,7 @@ def test_killed_at_any_instant(world, tmp_path, undisturbed, number):
 OTHER = {
     "global_topk": ["--pruning_method", "threshold", "--global_topk", "--global_topk_frequency_compute", 4],
     "l0": ["--pruning_method", "l0", "--regularization", "l0", "--final_lambda", 10, "--mask_scale", 2],
-    "target sparsity": [*SOFT, "--target_sparsity", 0.9],
+    "target sparsity": [*SOFT, "--target_sparsity", 0.9, "--mask_scores_learning_rate", 0.3],  # steered in every step
     "bf16, half banks": [*HARD, "--bf16", "--bank_dtype", "float16"],
     "evaluation on the way": [*HARD, "--evaluate_during_training", "--cl_normalization", "supcon"],
     "teacher": ["--model_type", "bert"],

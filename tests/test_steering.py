@@ -95,20 +95,42 @@ def test_calibration_counts_what_the_floor_keeps():
 
 
 def test_the_state_is_all_that_the_next_step_needs():
-    model, steering = two_matrices(), Steering(0.9, -2.2, 0, 100)
-    state, factors = {}, []
-    for step in range(6):
-        factors.append(steering.factor(model, step, 1e-2, state))
-        if step == 3:
-            kept = dict(state)
-    assert [steering.factor(model, step, 1e-2, kept) for step in (4, 5)] == factors[4:]
-    assert len(set(factors)) > 1
+    steering, travel = Steering(0.9, -2.2, 0, 100), 0.06  # of a step, so that scores are looked at in every other one
+
+    def factors(model, state, steps):
+        for step in steps:
+            yield steering.factor(model, step, travel, state)
+            with torch.no_grad():
+                for linear in model:
+                    linear.mask_scores -= 0.3 * travel
+
+    model, state = two_matrices(), {}
+    before = list(factors(model, state, range(9)))
+    scores, kept = [linear.mask_scores.detach().clone() for linear in model], dict(state)
+    after = list(factors(model, state, range(9, 18)))
+    with torch.no_grad():
+        for linear, former in zip(model, scores, strict=True):
+            linear.mask_scores.copy_(former)
+    assert list(factors(model, kept, range(9, 18))) == after
+    assert len(set(before)) > 3 and len(set(after)) > 3
+
+
+@pytest.mark.parametrize("low", [-30.0, 0.0, 8.0, 12.0, 20.0])
+def test_calibration_tells_scores_apart_whose_sigmoids_hardly_differ(low):
+    model = two_matrices()
+    with torch.no_grad():
+        for linear in model:
+            reached = torch.rand(linear.mask_scores.shape) < 0.1
+            linear.mask_scores[reached] = low + 6 * torch.rand(int(reached.sum()))
+    set_threshold(model, calibrated_threshold(model, 0.97))
+    assert sum(kept_weights(linear) for linear in model) == 117
 
 
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        ("--pruning_method topK", "topK"),
+        ("--pruning_method topK", "topK fixes"),
+        ("--pruning_method l0", "l0 has no threshold"),
         ("--pruning_method magnitude --regularization null --final_lambda 0", "magnitude"),
         ("--target_sparsity 1", "--target_sparsity 1.0"),
         ("--target_sparsity 0", "--target_sparsity 0.0"),
