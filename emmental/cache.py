@@ -1,12 +1,18 @@
 """Tokenised sets on disk, by the key of all that they depend on."""
 
 import hashlib
+import json
 import os
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
 from emmental.errors import InputError
+
+
+def described(tokenizer) -> dict:
+    """All that a fast tokenizer's tokens depend on."""
+    return json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}  # its last call's
 
 
 def cached_map(dataset, function, file: Path, overwrite: bool):

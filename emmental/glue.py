@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emmental.cache import cached_map
+from emmental.cache import cached_map, described
 from emmental.errors import InputError
 
 if TYPE_CHECKING:
@@ -190,9 +190,7 @@ def encode(
                 _longest_first(ids, types, max_seq_length)
         return dict(batch)
 
-    vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())
-    vocabulary |= {"truncation": None, "padding": None}  # what its last call happened to leave there
-    content = json.dumps([FORMAT, max_seq_length, vocabulary, rows.first, rows.second]).encode()
+    content = json.dumps([FORMAT, max_seq_length, described(tokenizer), rows.first, rows.second]).encode()
     file = Path(cache_dir) / f"glue-{hashlib.sha256(content).hexdigest()[:32]}.arrow"
     texts = {"first": rows.first} | ({"second": rows.second} if rows.second is not None else {})
     table = cached_map(datasets.Dataset.from_dict(texts), tokenise, file, overwrite_cache)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from emmental.cache import cached_map
+from emmental.cache import cached_map, described
 from emmental.errors import InputError
 
 if TYPE_CHECKING:
@@ -224,9 +224,7 @@ def windows(
 
 def _key(questions: Questions, tokenizer, settings: tuple) -> str:
     """A digest of all that decides what the windows are."""
-    vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())
-    vocabulary |= {"truncation": None, "padding": None}  # what its last call happened to leave there
-    digest = hashlib.sha256(json.dumps([FORMAT, settings, vocabulary]).encode())
+    digest = hashlib.sha256(json.dumps([FORMAT, settings, described(tokenizer)]).encode())
     for passage, group in groupby(questions, key=lambda question: question.passage):
         asked = [(question.text, question.answers, question.starts, question.problem) for question in group]
         digest.update(json.dumps([passage, asked]).encode())

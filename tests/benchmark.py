@@ -312,10 +312,10 @@ class Project:
 
     name = "project"
 
-    def __init__(self, case: Case, steps: int, dtype: torch.dtype | None):
-        self.case, self.folder = case, Path(case.args.output_dir)
+    def __init__(self, case: Case, steps: int, dtype: torch.dtype | None, bank_dtype: torch.dtype = torch.float32):
+        self.case, self.folder, self.bank_dtype = case, Path(case.args.output_dir), bank_dtype
         self.precision = training.Precision(case.device, dtype)
-        banks = {name: Bank(self.folder, case.device, torch.float32) for name in case.columns}
+        banks = {name: Bank(self.folder, case.device, bank_dtype) for name in case.columns}
         for name, columns in case.columns.items():
             for column in columns:
                 banks[name].add("", column, write=False)
@@ -373,9 +373,9 @@ class Project:
         """One snapshot of `examples`, (examples, hidden): masks, pass, and the column on disk."""
         torch.set_float32_matmul_precision("high" if self.case.args.tf32 else "highest")
         set_threshold(self.case.student, KEPT)
-        banks = {"snapshots": Bank(self.folder, self.case.device, torch.float32)}
+        banks = {"snapshots": Bank(self.folder, self.case.device, self.bank_dtype)}
         encode_epoch(1, banks, model or self.case.student, examples, self.precision, None, "train")
-        return banks["snapshots"].columns[0]
+        return banks["snapshots"].columns[0].float()
 
 
 # --- Measuring
@@ -479,22 +479,24 @@ class RoundedProducts(TorchDispatchMode):
 
 def effects(case: Case, attention: str, encoded: Examples) -> dict:
     """How much each flag for speed changes the numbers, against the released way in float32."""
-    ways = {"--bf16": (torch.bfloat16, nullcontext), "--fp16": (torch.float16, nullcontext)}
-    ways["--tf32"] = None, RoundedProducts
-    return {flag: differences(case, attention, encoded, *way) for flag, way in ways.items()}
+    ways = {"--bf16": {"dtype": torch.bfloat16}, "--fp16": {"dtype": torch.float16}}
+    ways |= {"--tf32": {"around": RoundedProducts}, "--bank_dtype float16": {"bank_dtype": torch.float16}}
+    return {flag: differences(case, attention, encoded, **way) for flag, way in ways.items()}
 
 
-def differences(case: Case, attention: str, encoded: Examples, dtype=None, around=nullcontext) -> dict:
+def differences(
+    case: Case, attention: str, encoded: Examples, dtype=None, around=nullcontext, bank_dtype=torch.float32
+) -> dict:
     """Takes two steps each way, dropout off, with the same extra examples; their largest differences.
 
-    The released way in float32, the project's with autocast to `dtype` and inside `around`. Loss and gradient norm
-    relative, encodings (unit vectors) absolute.
+    The released way in float32, the project's with autocast to `dtype` and banks of `bank_dtype`, inside `around`.
+    Loss and gradient norm relative, encodings (unit vectors) absolute.
     """
 
     def draw(step: int, number: int, examples: int, count: int) -> list[int]:
         return sample(examples, count, (case.plan.seed, step, 0, number)).tolist()
 
-    released, project = Released(case, attention, draw), Project(case, 2, dtype)
+    released, project = Released(case, attention, draw), Project(case, 2, dtype, bank_dtype)
     if scaling := project.precision.scaler.state_dict():
         # a scale that float16's gradients bear from the first step; a run comes down to it by skipping steps
         project.precision.scaler.load_state_dict(scaling | {"scale": 2.0**8})
@@ -714,7 +716,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--attention", choices=("eager", "sdpa"), default="eager", help="the released way's")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast, the project's way only")
     parser.add_argument("--tf32", action="store_true", help="TF32 for the project's way; the released always has it")
-    parser.add_argument("--effects", action="store_true", help="also what --bf16, --fp16 and --tf32 change (emulated)")
+    parser.add_argument("--effects", action="store_true", help="also what the flags for speed change; TF32 is emulated")
     parser.add_argument("--growth", action="store_true", help="also how cost grows with examples and snapshots")
     parser.add_argument("--gigabytes", type=float, default=6, help="the largest bank that --growth may build")
     parser.add_argument("--floor", action="store_true", help="also how far each part is above the machine's floor")

@@ -31,9 +31,11 @@ def test_benchmark(tmp_path, monkeypatch):
 
     results = json.loads((tmp_path / "speed.json").read_text())
     assert max(results["differences"].values()) < 1e-5
+    assert len(results["effects"]) == 4
     assert all(0 < found["grad_norm"] < 0.05 for found in results["effects"].values())
-    assert results["step"]["ratio"] > 0 and results["encode"]["ratio"] > 0
-    assert results["step"]["released"]["teacher forward"] > 0 and "teacher forward" not in results["step"]["project"]
+    for part in ("step", "encode"):
+        released, project = (results[part][way]["total"] for way in benchmark.WAYS)
+        assert results[part]["ratio"] == pytest.approx(released / project)
     assert [cell["extrapolated"] for cell in results["growth"]] == [False] * 4 + [True] * 2
 
 
