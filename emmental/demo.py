@@ -223,9 +223,11 @@ def execute(title: str, *command: object, **environment: str) -> None:
 def teach(task: Task, here: Path, together: Texts, flags: list[object], seed: int) -> None:
     """The small BERT and its teacher in `here`, unless an earlier demo has left them."""
     marker, state = here / "made.json", {"seed": seed, "demo": zlib.crc32(Path(__file__).read_bytes())}
-    if marker.exists() and json.loads(marker.read_text()) == state:
+    whole = all((here / folder / "config.json").exists() for folder in ("model", "teacher"))
+    if whole and marker.exists() and json.loads(marker.read_text()) == state:
         print(f"the small BERT and its teacher are in {here} from an earlier demo")
         return
+    marker.unlink(missing_ok=True)
     for folder in ("model", "teacher"):
         shutil.rmtree(here / folder, ignore_errors=True)
     print(f"== A small BERT in {here / 'model'}", flush=True)
@@ -240,14 +242,24 @@ def teach(task: Task, here: Path, together: Texts, flags: list[object], seed: in
 def bounds(script: str) -> tuple[float, float]:
     """Between what shares the remaining weights must lie, in per cent: about what was asked for, or by the recipe."""
     target, kept = os.environ.get("TARGET_SPARSITY"), os.environ.get("FINAL_TH")
-    if target or (kept and "topk" in script):
+    if target and "topk" in script:
+        raise InputError(f"TARGET_SPARSITY is for the soft scripts; {script} keeps FINAL_TH")
+    if not (target or (kept and "topk" in script)):
+        return 5, 15
+    try:
         share = 100 - 100 * float(target) if target else 100 * float(kept)
-        return share - 0.1, share + 0.1
-    return 5, 15
+    except ValueError:
+        share = -1.0
+    if not 0 < share < 100:
+        raise InputError(f"TARGET_SPARSITY {target}, FINAL_TH {kept}: above 0 and below 1")
+    return share - 0.1, share + 0.1
 
 
-def compare(task: Task, here: Path, output: Path, dev: Examples) -> list[str]:
-    """Prints the table: teacher, pruned model and controls; returns the requirements that are not met."""
+def compare(task: Task, here: Path, output: Path, dev: Examples, low: float, high: float) -> list[str]:
+    """Prints the table: teacher, pruned model and controls; returns the requirements that are not met.
+
+    Between `low` and `high` per cent of the weights are to remain.
+    """
     import torch
     from transformers import AutoTokenizer
 
@@ -300,7 +312,6 @@ def compare(task: Task, here: Path, output: Path, dev: Examples) -> list[str]:
         print(f"{file.stat().st_size / 1024:8.0f} KiB  {file}  {what}")
 
     best, ours, shuffled, _ = (scores[measure] for scores, _ in rows.values())
-    low, high = bounds(output.name)
     required = {
         f"{low:g} to {high:g} % of the weights remain": low <= left <= high,
         f"the teacher reaches {task.teacher} %": best >= task.teacher,
@@ -316,7 +327,7 @@ def main() -> None:
     script, *more = sys.argv[1:] or [""]
     if Path(script).name not in SCRIPTS:
         raise InputError(f"{script!r} is not one of {', '.join(SCRIPTS)}")
-    task, sparsity = SCRIPTS[Path(script).name]
+    (task, sparsity), remaining = SCRIPTS[Path(script).name], bounds(Path(script).name)
     seed, here, started = int(os.environ.get("DEMO_SEED", 42)), Path("demo") / task.name, time.time()
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     settings = {"seed": seed, "cache_dir": here / "cache", **task.flags}
@@ -330,7 +341,7 @@ def main() -> None:
     execute(
         "The script", "bash", script, *flags, "--overwrite_output_dir", *more, **settings | {"TASK": "qqp", "DEMO": ""}
     )
-    missed = compare(task, here, output, dev)
+    missed = compare(task, here, output, dev, *remaining)
     print(f"{time.time() - started:.0f} seconds; all of it is in {here}")
     if missed:
         sys.exit("".join(f"NOT MET: {text}\n" for text in missed))

@@ -188,6 +188,8 @@ def load_sparse(directory: str | Path) -> SparseBert:
         state = read_sparse(directory)
     else:
         path = directory / "model.safetensors"
+        if not path.exists():
+            raise InputError(f"{directory}: neither {FILE} nor {path.name} is there")
         state = {name: value.float() for name, value in read_tensors(path).items()}
     if any(name.endswith("mask_scores") for name in state):
         raise InputError(f"{path}: it holds mask_scores, so it is a masked model; fold it first, with bertarize.py")

@@ -309,5 +309,7 @@ def test_a_folder_with_scores_or_without_a_model_is_refused(tmp_path):
     with pytest.raises(InputError, match="mask_scores"):
         load_sparse(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"model\.safetensors: no safetensors file"):
+    with pytest.raises(InputError, match=r"neither model\.sparse\.safetensors nor model\.safetensors"):
         load_sparse(tmp_path)
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        load_sparse(tmp_path / "nowhere")
