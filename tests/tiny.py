@@ -131,6 +131,7 @@ def child(script: str, flags: list[str], environ: dict[str, str], before: list, 
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
     sys.argv = [script, *flags]
     sys.path[0] = str(ROOT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
     if before:
         name, *arguments = before
         globals()[name](*arguments)
