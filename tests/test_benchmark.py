@@ -36,6 +36,7 @@ def test_benchmark(tmp_path, monkeypatch):
     for part in ("step", "encode"):
         released, project = (results[part][way]["total"] for way in benchmark.WAYS)
         assert results[part]["ratio"] == pytest.approx(released / project)
+    assert results["step"]["released"]["teacher forward"] > 0
     assert [cell["extrapolated"] for cell in results["growth"]] == [False] * 4 + [True] * 2
 
 

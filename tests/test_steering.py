@@ -70,12 +70,25 @@ def test_it_does_not_matter_where_lambda_starts(start_lambda, target):
     assert simulated(start_lambda, target, 2000) == pytest.approx(100 * (1 - target), abs=2)
 
 
+FAR = pytest.mark.xfail(strict=True, reason="scores that pulls carry far beyond 15 feel no penalty, whatever lambda")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("start_lambda", "target"), [(30.0, 0.5), (3000.0, 0.9), (300.0, 0.97), (30.0, 0.97)])
-def test_nor_how_long_the_run_is(start_lambda, target):
-    # Pulls thrice those of a real run: in one of 15,000 steps the topmost per cent began at 0.9, not at 2.8. A score
-    # far beyond 15 feels no penalty any more, so pulls that carry many there end above the target, whatever lambda.
-    assert simulated(start_lambda, target, 60_000, strength=0.3) == pytest.approx(100 * (1 - target), abs=2)
+@pytest.mark.parametrize(
+    ("start_lambda", "target", "strength"),
+    [
+        # thrice the pulls of a real run: in one of 15,000 steps the topmost per cent began at 0.9, not at 2.8
+        (3000.0, 0.9, 0.3),
+        (300.0, 0.97, 0.3),
+        (30.0, 0.97, 0.3),
+        # ten times
+        (30.0, 0.5, 1.0),
+        pytest.param(3000.0, 0.9, 1.0, marks=FAR),
+        pytest.param(300.0, 0.97, 1.0, marks=FAR),
+    ],
+)
+def test_nor_how_long_the_run_is(start_lambda, target, strength):
+    assert simulated(start_lambda, target, 60_000, strength) == pytest.approx(100 * (1 - target), abs=2)
 
 
 def test_travel_before_the_ramp_does_not_count():
