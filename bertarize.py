@@ -9,9 +9,9 @@ from argparse import Namespace
 from pathlib import Path
 
 from emmental.arguments import Parser
-from emmental.errors import InputError, run
-from emmental.folders import check_masked
-from emmental.methods import METHODS
+from emmental.model.validation import check_masked
+from emmental.pruning.methods import METHODS
+from emmental.utils.errors import InputError, run
 
 
 def flags() -> Namespace:
@@ -37,7 +37,7 @@ def main() -> None:
     if target.exists() and not args.overwrite:
         raise InputError(f"--target_model_path {target}: exists; --overwrite replaces it")
 
-    from emmental.saved import load_masked, save_folded
+    from emmental.export.fold import load_masked, save_folded
 
     model = load_masked(args.model_name_or_path, args.pruning_method, args.threshold)
     beside = target.with_name(target.name + ".partial")

@@ -11,9 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from emmental.arguments import Parser
-from emmental.errors import InputError, run
-from emmental.folders import check_masked
-from emmental.methods import METHODS
+from emmental.model.validation import check_masked
+from emmental.pruning.methods import METHODS
+from emmental.utils.errors import InputError, run
 
 
 def flags() -> Namespace:
@@ -42,9 +42,9 @@ def main() -> None:
     if args.plot and find_spec("matplotlib") is None:
         raise InputError("--plot needs matplotlib: pip install matplotlib")
 
-    from emmental import counting
-    from emmental.logs import write_json
-    from emmental.saved import load_masked
+    from emmental.export.fold import load_masked
+    from emmental.pruning import counting
+    from emmental.training.logs import write_json
 
     counted = counting.count(load_masked(args.serialization_dir, args.pruning_method, args.threshold))
     print(counting.table(counted))

@@ -5,10 +5,10 @@ The experiment as one page: flags, data, checks, then training and evaluation. S
 
 from pathlib import Path
 
-from emmental import glue
 from emmental.arguments import GlueArguments, parse
-from emmental.errors import InputError, run, tell
-from emmental.folders import check_models
+from emmental.data import glue
+from emmental.model.validation import check_models
+from emmental.utils.errors import InputError, run, tell
 
 
 def read(args: GlueArguments, split: str) -> glue.Rows:
@@ -34,9 +34,10 @@ def main() -> None:
     plan = args.plan(len(train_rows)) if args.do_train else None
     dev_rows = {split: read(args, split) for split in task.dev} if args.do_eval else {}
 
-    from emmental import experiment, loading
-    from emmental.encoding import predict
-    from emmental.masked_bert import MaskedBertForSequenceClassification
+    from emmental import experiment
+    from emmental.contrast.encoding import predict
+    from emmental.model import loading
+    from emmental.model.masked_bert import MaskedBertForSequenceClassification
 
     precision = experiment.prepare(args)
     tokenizer = loading.load_tokenizer(args)

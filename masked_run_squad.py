@@ -5,10 +5,10 @@ The experiment as one page: flags, data, checks, then training and evaluation. S
 
 from pathlib import Path
 
-from emmental import squad, squad_answers
 from emmental.arguments import SquadArguments, parse
-from emmental.errors import run, tell
-from emmental.folders import check_models
+from emmental.data import squad, squad_metrics
+from emmental.model.validation import check_models
+from emmental.utils.errors import run, tell
 
 
 def read(args: SquadArguments, split: str, file: str) -> squad.Questions:
@@ -36,9 +36,11 @@ def main() -> None:
     train_questions = read(args, "train", args.train_file) if args.do_train else None
     dev_questions = read(args, "dev", args.predict_file) if args.do_eval else None
 
-    from emmental import experiment, loading, processes
-    from emmental.encoding import predict
-    from emmental.masked_bert import MaskedBertForQuestionAnswering
+    from emmental import experiment
+    from emmental.contrast.encoding import predict
+    from emmental.model import loading
+    from emmental.model.masked_bert import MaskedBertForQuestionAnswering
+    from emmental.utils import distributed
 
     precision = experiment.prepare(args)
     tokenizer = loading.load_tokenizer(args)
@@ -68,7 +70,7 @@ def main() -> None:
         examples = dev_windows.examples
         spans, _ = predict(model, examples, precision, "dev", experiment.full_length(args))
         start, end = (examples.ragged(logits.numpy()) for logits in spans)
-        predictions, nbest, null_odds = squad_answers.predict(
+        predictions, nbest, null_odds = squad_metrics.predict(
             dev_windows,
             start,
             end,
@@ -77,9 +79,9 @@ def main() -> None:
             version_2=args.version_2_with_negative,
             null_score_diff_threshold=args.null_score_diff_threshold,
         )
-        if processes.rank() == 0:
-            squad_answers.save(folder, "", predictions, nbest, null_odds)
-        return squad_answers.evaluate(dev_questions, predictions, null_odds)
+        if distributed.rank() == 0:
+            squad_metrics.save(folder, "", predictions, nbest, null_odds)
+        return squad_metrics.evaluate(dev_questions, predictions, null_odds)
 
     experiment.run(
         args,

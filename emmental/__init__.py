@@ -7,19 +7,19 @@ a moment.
 from importlib import import_module
 
 _HOME = {
-    "TopKBinarizer": "masks",
-    "ThresholdBinarizer": "masks",
-    "MagnitudeBinarizer": "masks",
-    "MaskedLinear": "masked_linear",
-    "set_threshold": "masked_linear",
-    "set_packing": "packing",
-    "MaskedBertConfig": "masked_bert",
-    "MaskedBertForSequenceClassification": "masked_bert",
-    "MaskedBertForQuestionAnswering": "masked_bert",
-    "schedule_threshold": "sparsity",
-    "regularization": "sparsity",
-    "contrastive_loss": "contrastive",
-    "load_sparse": "sparse",
+    "TopKBinarizer": "pruning.masks",
+    "ThresholdBinarizer": "pruning.masks",
+    "MagnitudeBinarizer": "pruning.masks",
+    "MaskedLinear": "pruning.masked_linear",
+    "set_threshold": "pruning.masked_linear",
+    "set_packing": "model.packing",
+    "MaskedBertConfig": "model.masked_bert",
+    "MaskedBertForSequenceClassification": "model.masked_bert",
+    "MaskedBertForQuestionAnswering": "model.masked_bert",
+    "schedule_threshold": "pruning.schedule",
+    "regularization": "pruning.schedule",
+    "contrastive_loss": "contrast.loss",
+    "load_sparse": "export.sparse_bert",
 }
 __all__ = list(_HOME)
 

@@ -10,9 +10,9 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import NoReturn
 
-from emmental.errors import InputError
-from emmental.methods import FLOOR, METHODS
-from emmental.plan import Plan
+from emmental.data.batches import Plan
+from emmental.pruning.methods import FLOOR, METHODS
+from emmental.utils.errors import InputError
 
 START_LAMBDA = 100.0  # where steering starts if nothing else is said
 BANKS = ("pretrained", "finetuned", "snapshots")  # PrC, FiC, SnC

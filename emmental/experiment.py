@@ -14,24 +14,18 @@ from pathlib import Path
 import torch
 import transformers
 
-from emmental import checkpoint, processes
 from emmental.arguments import CommonArguments
-from emmental.bank import Bank
-from emmental.console import Stop, bars
-from emmental.counting import count, heat_map
-from emmental.encoding import encode_epoch, fill_from_teacher, restore_from_teacher
-from emmental.errors import InputError
-from emmental.examples import Examples
-from emmental.files import writing
-from emmental.loading import build, load, load_teacher
-from emmental.logs import Log, Losses, write_json
-from emmental.masked_bert import MaskedBert, MaskedBertConfig, fold
-from emmental.masked_linear import set_threshold
-from emmental.methods import METHODS
-from emmental.objective import objective
-from emmental.packing import set_packing
-from emmental.plan import Plan
-from emmental.sparsity import (
+from emmental.contrast.bank import Bank
+from emmental.contrast.encoding import encode_epoch, fill_from_teacher, restore_from_teacher
+from emmental.data.batches import Plan
+from emmental.data.examples import Examples
+from emmental.model.loading import build, load, load_teacher
+from emmental.model.masked_bert import MaskedBert, MaskedBertConfig, fold
+from emmental.model.packing import set_packing
+from emmental.pruning.counting import count, heat_map
+from emmental.pruning.masked_linear import set_threshold
+from emmental.pruning.methods import METHODS
+from emmental.pruning.schedule import (
     Steering,
     calibrated_threshold,
     global_cut,
@@ -39,14 +33,21 @@ from emmental.sparsity import (
     schedule_threshold,
     score_at,
 )
-from emmental.training import Precision, Progress, Record, build_optimizer, rate_factor, train
+from emmental.training import checkpoint
+from emmental.training.console import Stop, bars
+from emmental.training.logs import Log, Losses, write_json
+from emmental.training.loop import Precision, Progress, Record, build_optimizer, rate_factor, train
+from emmental.training.objective import objective
+from emmental.utils import distributed
+from emmental.utils.errors import InputError
+from emmental.utils.files import writing
 
 
 def prepare(args: CommonArguments) -> Precision:
     """Quiets the libraries, seeds, joins the other processes, and chooses device and precision."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    device = processes.start(args.no_cuda)
+    device = distributed.start(args.no_cuda)
     if args.fp16 and device.type == "cpu":
         raise InputError("--fp16 needs a GPU, and there is none; on a CPU use --bf16 or neither")
     torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
@@ -71,7 +72,7 @@ def steered_to(args: CommonArguments, model: MaskedBert) -> dict[str, float]:
         return {}
     set_threshold(model, args.final_threshold)
     before, asked = count(model).remaining, 100 * (1 - args.target_sparsity)
-    if abs(before - asked) > 2 and processes.rank() == 0:
+    if abs(before - asked) > 2 and distributed.rank() == 0:
         rate = f"--mask_scores_learning_rate {args.mask_scores_learning_rate:g}"
         missed = f"{before:.2f} % remaining weights, not {asked:.2f} %"
         print(f"warning: steering ended at {missed}: the run was too short for {rate}")
@@ -228,7 +229,7 @@ def follow(
             line = observe(args, session, record, evaluate, log, ended) if due else {}
             shown = {"loss": "loss/total", "remaining": "remaining_weights"}
             advance(record.step, {name: f"{line[key]:.4g}" for name, key in shown.items() if key in line})
-            stopped = processes.agreed(stop.received)
+            stopped = distributed.agreed(stop.received)
             saving = stopped or (args.save_steps and record.step % args.save_steps == 0)
             if saving or ended:
                 checkpoint.check_finite(session)
@@ -253,9 +254,9 @@ def fit_and_save(
     **shape,
 ) -> dict[str, float]:
     """Trains `model` and saves it; returns what the training itself has to report."""
-    output_dir, main = Path(args.output_dir), processes.rank() == 0
+    output_dir, main = Path(args.output_dir), distributed.rank() == 0
     teacher = load_teacher(args, type(model)) if args.needs_teacher and not resumed else None
-    torch.manual_seed(args.seed + processes.rank())  # every process has its own dropout
+    torch.manual_seed(args.seed + distributed.rank())  # every process has its own dropout
     if main:
         checkpoint.clear(output_dir, resumed is not None)
         write_json(asdict(args), output_dir / "arguments.json")
@@ -318,7 +319,7 @@ def run(
         results |= {"remaining_weights": counted.remaining, "remaining_weights_released": counted.remaining_released}
     if args.eval_all_checkpoints and args.do_eval:
         results["checkpoints"] = evaluate_checkpoints(args, model_class, precision, evaluate)
-    if processes.rank() == 0:
+    if distributed.rank() == 0:
         report({**results, "seconds": time.time() - started}, output_dir)
 
 

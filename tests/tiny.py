@@ -22,12 +22,18 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LIGHT = ("emmental.arguments", "emmental.folders", "emmental.glue", "emmental.squad", "emmental.squad_answers")
+LIGHT = (
+    "emmental.arguments",
+    "emmental.model.validation",
+    "emmental.data.glue",
+    "emmental.data.squad",
+    "emmental.data.squad_metrics",
+)
 HEAVY = (
     *LIGHT,
     "emmental.experiment",
-    "emmental.saved",
-    "emmental.sparse",
+    "emmental.export.fold",
+    "emmental.export.sparse_bert",
     "scipy.stats",
     "sklearn.metrics",
     "torch.nn.parallel",

@@ -1,0 +1,87 @@
+"""The representation banks: for every training example, what other stages of the same model make of it.
+
+PrC draws on the pre-trained model's representations, FiC on the fine-tuned teacher's, SnC on one snapshot for each
+earlier epoch (arXiv 2112.07198, section 3). A bank is a list of columns, each (examples, hidden) and written once:
+adding a snapshot copies nothing.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from emmental.utils.files import digest, whole
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A bank's rows for one batch: `own` (batch, R, hidden), `extra` (E, R, hidden), which examples, their labels."""
+
+    own: torch.Tensor
+    extra: torch.Tensor
+    extra_index: torch.Tensor
+    extra_labels: torch.Tensor | None
+
+
+def sample(examples: int, count: int, seed: tuple[int, ...]) -> np.ndarray:
+    """`count` different examples, or all where there are fewer, (count,); a function of the seed alone.
+
+    as released: batch examples may be among them (quirk 3).
+    """
+    return np.random.default_rng(seed).choice(examples, min(count, examples), replace=False, shuffle=False)
+
+
+class Bank:
+    """L2-normalised representations: R columns of (examples, hidden), and the files in `folder` that hold them.
+
+    A column is on `device` if it leaves half of the free memory there, else in host memory.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
+        self.folder, self.device, self.dtype = folder, device, dtype
+        self.columns: list[torch.Tensor] = []
+        self.files: dict[str, list[int]] = {}  # name -> size and checksum, as checkpoints refer to them
+
+    def add(self, file: str, column: torch.Tensor, write: bool) -> None:
+        """Appends a column (examples, hidden); `write` it to `file` as well, which one process does."""
+        column = column.to(self.dtype)
+        if write:
+            with whole(self.folder / file) as beside:
+                save_file({"rows": column}, beside)
+            self.files[file] = digest(self.folder / file)
+        self._place(column)
+
+    def restore(self, files: dict[str, list[int]]) -> None:
+        """Takes up the columns that a checkpoint refers to, in the order in which they were added."""
+        self.files = dict(files)
+        for file in files:
+            self._place(load_file(self.folder / file)["rows"])
+
+    def _place(self, column: torch.Tensor) -> None:
+        if self.device.type == "cuda":
+            size = column.numel() * column.element_size()
+            if size < torch.cuda.mem_get_info(self.device)[0] / 2:
+                column = column.to(self.device)
+        self.columns.append(column)
+
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        """The rows of the examples `index` (batch,) as float32 on the device, (batch, R, hidden)."""
+        places = {device: index.to(device, non_blocking=True) for device in {x.device for x in self.columns}}
+        drawn = (column.index_select(0, places[column.device]) for column in self.columns)
+        parts = [rows.to(self.device, non_blocking=True) for rows in drawn]
+        return (torch.stack(parts, dim=1) if len(parts) > 1 else parts[0][:, None]).float()
+
+    def draw(self, index: torch.Tensor, labels: torch.Tensor | None, extra: int, seed: tuple[int, ...]) -> Drawn:
+        """The batch's own rows and those of extra // R other examples, `extra` rows in all (quirk 5, as released).
+
+        `index` (batch,); `labels` (examples,), those of the whole set, or None.
+        """
+        others = torch.from_numpy(sample(len(self.columns[0]), extra // len(self.columns), seed))
+        return Drawn(
+            own=self.rows(index),
+            extra=self.rows(others),
+            extra_index=others.to(self.device, non_blocking=True),
+            extra_labels=None if labels is None else labels[others].to(self.device, non_blocking=True),
+        )

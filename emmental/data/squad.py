@@ -1,0 +1,283 @@
+"""SQuAD v1.1 and v2.0: the official JSON files read and checked, and passages cut into overlapping windows.
+
+A window is `[CLS] question [SEP] piece of the passage [SEP]`; it is what the banks of CAP (arXiv 2112.07198) call an
+example here. Windows keep the character offsets of their tokens, from which squad_answers.py takes the answer texts.
+Reading needs neither torch nor datasets, so that a bad file is refused in a moment; they are imported where used.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from emmental.data.cache import cached_map, described
+from emmental.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from emmental.data.examples import Examples
+
+FORMAT = 1  # part of the key of the window cache: raise it when the windows of the same input change
+
+
+class Question(NamedTuple):
+    """One question; `answers` are its accepted texts (none: unanswerable), `starts` where each begins in `passage`.
+
+    `problem` says why the question is unfit for training, if it is; it is evaluated all the same.
+    """
+
+    id: str
+    text: str
+    passage: str
+    answers: tuple[str, ...]
+    starts: tuple[int, ...]
+    problem: str | None = None
+
+
+class Questions(list[Question]):
+    """The questions of one set in their order; `source`, the file or Hub name, stands in messages."""
+
+    def __init__(self, source: str, questions):
+        super().__init__(questions)
+        self.source = source
+        if not self:
+            raise InputError(f"{source}: holds no question")
+
+    @property
+    def notes(self) -> list[tuple[str, str]]:
+        """(question id, problem) of every question that is left out of training."""
+        return [(question.id, question.problem) for question in self if question.problem]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of `questions`, those of one question next to each other.
+
+    `examples` holds their tokens and the (start, end) token positions of the answer, (0, 0), the [CLS], where a window
+    has none. `question`: (windows,), the place in `questions`. Along the tokens of `examples`: `char_start` and
+    `char_end`, the token's piece of the passage, -1 for a token outside it, and `max_context`, whether this window
+    shows the passage token in most context. `skipped`: (question id, reason) of what training leaves out.
+    """
+
+    questions: Questions
+    examples: "Examples"
+    question: np.ndarray
+    char_start: np.ndarray
+    char_end: np.ndarray
+    max_context: np.ndarray
+    skipped: list[tuple[str, str]]
+
+
+def read(path: str | Path, version_2: bool) -> Questions:
+    """The questions of an official SQuAD file; a v2.0 file needs `version_2`. Raises InputError, in one line."""
+    try:
+        content = json.loads(Path(path).read_bytes().decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or not JSON
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    return _questions(content, str(path), version_2)
+
+
+def from_hub(split: str, version_2: bool, *, source: str | None = None, cache_dir: str | None = None) -> Questions:
+    """The questions of a split, `train` or `validation`, of the Hub's `rajpurkar/squad` or `rajpurkar/squad_v2`.
+
+    `source` may name another data set, or a folder, of the same layout. Raises InputError where nothing can be loaded.
+    """
+    import datasets
+
+    source = source or ("rajpurkar/squad_v2" if version_2 else "rajpurkar/squad")
+    try:
+        rows = datasets.load_dataset(source, split=split, cache_dir=cache_dir).to_list()
+        for row in rows:
+            pairs = zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True)
+            row["answers"] = [{"text": text, "answer_start": start} for text, start in pairs]
+    except Exception as error:  # network, name, split, layout: each with an error class of its own, none shared
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{source}: split {split!r} cannot be loaded: {reason}") from error
+    paragraphs = [row | {"qas": [row]} for row in rows]
+    return _questions({"data": [{"paragraphs": paragraphs}]}, f"{source} ({split})", version_2)
+
+
+def _questions(content, source: str, version_2: bool) -> Questions:
+    """The questions of parsed JSON, which may be anything at all."""
+    seen = set()
+    return Questions(
+        source,
+        (
+            _question(place, passage, qa, version_2, seen)
+            for article_place, article in _list(content, "data", f"{source}:")
+            for paragraph_place, paragraph in _list(article, "paragraphs", article_place)
+            for passage in [_field(paragraph, "context", str, paragraph_place)]
+            for place, qa in _list(paragraph, "qas", paragraph_place)
+        ),
+    )
+
+
+def _field(item, key: str, kind: type, place: str):
+    """`item[key]`, which must be there and be exactly a `kind` (a bool is no int)."""
+    value = item.get(key) if isinstance(item, dict) else None
+    if type(value) is not kind:
+        raise InputError(f"{place} is not as in a SQuAD file: it lacks {key!r} (a {kind.__name__})")
+    if kind is str:
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # JSON can spell it, tokenizers and arrow refuse it
+            raise InputError(f"{place} {key!r} holds half of a surrogate pair at {error.start}") from error
+    return value
+
+
+def _list(item, key: str, place: str) -> list[tuple[str, object]]:
+    """(place, member) of the list `item[key]`."""
+    return [(f"{place} {key}[{i}]", member) for i, member in enumerate(_field(item, key, list, place))]
+
+
+def _question(place: str, passage: str, qa, version_2: bool, seen: set[str]) -> Question:
+    identity, text = _field(qa, "id", str, place), _field(qa, "question", str, place)
+    place = f"{place} (question {identity!r})"
+    if identity in seen:
+        raise InputError(f"{place}: its id occurred before")
+    seen.add(identity)
+    entries = _list(qa, "answers", place)
+    answers = tuple(_field(entry, "text", str, entry_place) for entry_place, entry in entries)
+    starts = tuple(_field(entry, "answer_start", int, entry_place) for entry_place, entry in entries)
+    for start in starts:
+        if not 0 <= start < max(len(passage), 1):
+            raise InputError(f"{place}: answer_start {start} is not in its passage of {len(passage)} characters")
+    impossible = _field(qa, "is_impossible", bool, place) if "is_impossible" in qa else not answers
+    if (impossible or not answers) and not version_2:
+        raise InputError(f"{place}: has no answer, as in SQuAD v2.0, which needs --version_2_with_negative")
+
+    problem = _problem(text, passage, answers, starts, impossible)
+    return Question(identity, text, passage, answers, starts, problem)
+
+
+def _problem(text: str, passage: str, answers: tuple, starts: tuple, impossible: bool) -> str | None:
+    """Why a question cannot be trained on, if it cannot."""
+    if not text.strip():
+        return "the question is empty"
+    if not passage.strip():
+        return "the passage is empty"
+    if impossible == bool(answers):
+        return "is_impossible and the answers contradict each other"
+    if answers and not (answers[0].strip() and passage.startswith(answers[0], starts[0])):
+        return "the answer does not occur at answer_start"
+    return None
+
+
+def check_lengths(max_seq_length: int, doc_stride: int, max_query_length: int) -> None:
+    """Raises InputError unless the windows of the longest question still overlap or touch; all are at least 1."""
+    if max_query_length + doc_stride + 3 > max_seq_length:
+        raise InputError(
+            f"--max_query_length {max_query_length} + --doc_stride {doc_stride} + 3 special tokens leave no room in "
+            f"--max_seq_length {max_seq_length}"
+        )
+
+
+def windows(
+    questions: Questions,
+    tokenizer,
+    *,
+    max_seq_length: int,
+    doc_stride: int,
+    max_query_length: int,
+    training: bool,
+    cache_dir: str | Path,
+    overwrite_cache: bool = False,
+) -> Windows:
+    """The windows of `questions` under a fast BERT tokenizer, kept in `cache_dir` under a key of all they depend on.
+
+    In training, questions with a problem are left out, and the first answer gives the labels. In evaluation every
+    question has a window, and labels are zero. Raises InputError where training is left with no question.
+    """
+    import datasets
+    import torch
+
+    from emmental.data.examples import Examples
+
+    check_lengths(max_seq_length, doc_stride, max_query_length)
+    settings = (max_seq_length, doc_stride, max_query_length, training)
+    file = Path(cache_dir) / f"windows-{_key(questions, tokenizer, settings)}.arrow"
+    used = [i for i, question in enumerate(questions) if not (training and question.problem)]
+    dataset = datasets.Dataset.from_dict({"place": used})
+
+    def cut(places: list[int]) -> dict:
+        return _cut([(i, questions[i]) for i in places], tokenizer, *settings)
+
+    table = cached_map(dataset, cut, file, overwrite_cache) if used else None
+
+    def column(name: str) -> np.ndarray:
+        values = table.column(name).combine_chunks()
+        return (values.flatten() if values.type.num_fields else values).to_numpy(zero_copy_only=False)
+
+    kept = set(column("question").tolist()) if table and table.num_rows else set()
+    skipped = [(q.id, q.problem or "the answer holds no token") for i, q in enumerate(questions) if i not in kept]
+    if not kept:
+        raise InputError(f"{questions.source}: no question is fit for training; {skipped[0][0]!r}: {skipped[0][1]}")
+    offsets = np.concatenate([[0], np.cumsum(column("size"))])
+    labels = tuple(torch.tensor(column(name)) for name in ("start", "end"))
+    examples = Examples(column("input_ids"), column("token_type_ids"), offsets, labels)
+    along = (column(name) for name in ("question", "char_start", "char_end", "max_context"))
+    return Windows(questions, examples, *along, skipped)
+
+
+def _key(questions: Questions, tokenizer, settings: tuple) -> str:
+    """A digest of all that decides what the windows are."""
+    digest = hashlib.sha256(json.dumps([FORMAT, settings, described(tokenizer)]).encode())
+    for passage, group in groupby(questions, key=lambda question: question.passage):
+        asked = [(question.text, question.answers, question.starts, question.problem) for question in group]
+        digest.update(json.dumps([passage, asked]).encode())
+    return digest.hexdigest()
+
+
+def _cut(questions, tokenizer, max_seq_length: int, doc_stride: int, max_query_length: int, training: bool) -> dict:
+    """The windows of some (index, question) pairs, one list per column.
+
+    as released: windows begin `doc_stride` tokens apart (transformers' squad_convert_example_to_features gives the
+    tokenizer the overlap max_seq_length - doc_stride - len(question) - 3), and a window that does not hold the whole
+    answer stays in training with the label [CLS].
+    """
+    texts = list(dict.fromkeys(question.passage for _, question in questions))  # each passage is tokenised once
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    tokens = (np.array(ids, dtype=np.int32) for ids in encoded["input_ids"])
+    chars = (np.array(pairs, dtype=np.int32).reshape(-1, 2).T for pairs in encoded["offset_mapping"])
+    passages = dict(zip(texts, zip(tokens, chars, strict=True), strict=True))
+    asked = tokenizer([question.text for _, question in questions], add_special_tokens=False, verbose=False)
+
+    names = "question", "size", "input_ids", "token_type_ids", "char_start", "char_end", "max_context", "start", "end"
+    rows = []
+    for (i, question), query in zip(questions, asked["input_ids"], strict=True):
+        ids, (char_start, char_end) = passages[question.passage]
+        first = last = -1
+        if training and question.answers:
+            first = int(np.searchsorted(char_end, question.starts[0], side="right"))
+            last = int(np.searchsorted(char_start, question.starts[0] + len(question.answers[0]))) - 1
+            if first > last:
+                continue
+        query = [tokenizer.cls_token_id, *query[:max_query_length], tokenizer.sep_token_id]
+        room = max_seq_length - len(query) - 1
+        begins = np.arange(0, max(len(ids) - room, 0) + doc_stride, doc_stride)
+        ends = np.minimum(begins + room, len(ids))
+        located = np.stack([char_start, char_end, _most_context(begins, ends, len(ids))])
+        for number, (begin, end) in enumerate(zip(begins.tolist(), ends.tolist(), strict=True)):
+            tokens = np.concatenate([query, ids[begin:end], [tokenizer.sep_token_id]], dtype=np.int32)
+            types = (np.arange(len(tokens)) >= len(query)).astype(np.int8)
+            framed = np.full((3, len(tokens)), -1, dtype=np.int32)
+            framed[:, len(query) : -1] = located[:, begin:end]
+            shift = len(query) - begin
+            label = (first + shift, last + shift) if begin <= first and last < end else (0, 0)
+            rows.append((i, len(tokens), tokens, types, framed[0], framed[1], framed[2] == number, *label))
+    return {name: [row[place] for row in rows] for place, name in enumerate(names)}
+
+
+def _most_context(begins: np.ndarray, ends: np.ndarray, tokens: int) -> np.ndarray:
+    """Which of one passage's windows shows each token in most context, (tokens,): the first of the best.
+
+    as released (transformers' _new_check_is_max_context): the lesser of the contexts left and right, and a hundredth
+    of the window's length.
+    """
+    position = np.arange(tokens)
+    left, right = position - begins[:, None], ends[:, None] - 1 - position
+    score = np.minimum(left, right) + 0.01 * (ends - begins)[:, None]
+    return np.where((left >= 0) & (right >= 0), score, -np.inf).argmax(axis=0)

@@ -1,0 +1,138 @@
+"""No arithmetic on padding: the real tokens of a batch stand in one row, and only attention takes them apart again.
+
+Every layer of BERT but attention works token by token, so a batch of shape (batch, length) can pass through it as one
+row of its real tokens, the longest text first. Attention is registered with transformers' AttentionInterface under the
+name "packed"; the encoder hands it the batch's `Packing`, with which it restores texts of like length together,
+attends within each and packs again.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from emmental.model.dropout import dropout
+
+ATTENTION = "packed"
+GROUPS = 4  # of texts of like length on a CPU, where a position costs more than a call; one on other devices
+
+
+@dataclass(frozen=True)
+class Group:
+    """Texts that are attended to together: `shape` (texts, width), padded to the widest."""
+
+    shape: tuple[int, int]
+    tokens: int
+    real: torch.Tensor | None  # (tokens,): places in the flattened group; None: it has no padding
+    keys: torch.Tensor | None  # (texts, 1, 1, width): keys that may be attended to, for every head and query
+
+    def unpack(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(tokens, heads, head size) -> (texts, heads, width, head size), zeros for padding"""
+        if self.real is not None:
+            texts, width = self.shape
+            tokens = tokens.new_zeros(texts * width, *tokens.shape[1:]).index_copy(0, self.real, tokens)
+        return tokens.view(*self.shape, *tokens.shape[1:]).transpose(1, 2)
+
+    def pack(self, context: torch.Tensor) -> torch.Tensor:
+        """(texts, heads, width, head size) -> (tokens, heads, head size)"""
+        context = context.transpose(1, 2).flatten(0, 1)
+        return context if self.real is None else context.index_select(0, self.real)
+
+
+class Packing:
+    """Where the real tokens of a padded batch stand in the packed row, and in its groups.
+
+    `attention_mask` is (batch, length), 1 for a real token; the first of every text must be one. Kept on the CPU it is
+    read without waiting for the device on which the tokens are.
+    """
+
+    def __init__(self, attention_mask: torch.Tensor, device: torch.device):
+        def there(x: torch.Tensor) -> torch.Tensor:
+            return x.to(device, non_blocking=True)
+
+        self.shape = batch, length = attention_mask.shape
+        widths = (attention_mask * torch.arange(1, length + 1, device=attention_mask.device)).amax(1)
+        order = widths.argsort(descending=True, stable=True)
+        attention_mask, widths, counts = attention_mask[order], widths[order].tolist(), attention_mask.sum(1)[order]
+        texts, places = attention_mask.nonzero(as_tuple=True)
+        self.real = there(order[texts] * length + places)  # (tokens,): places in the flattened batch
+        self.first = there(counts.cumsum(0) - counts)  # (batch,): each text's first token, the longest text first
+        self.inverse = there(order.argsort())  # (batch,): from that order to the batch's
+        self.groups = []
+        for members in torch.arange(batch).tensor_split(min(batch, GROUPS if device.type == "cpu" else 1)):
+            mask = attention_mask[members, : widths[members[0]]]
+            real = mask.flatten().nonzero().squeeze(-1)
+            padded = (there(real), there(mask.bool()[:, None, None])) if len(real) < mask.numel() else (None, None)
+            self.groups.append(Group(tuple(mask.shape), len(real), *padded))
+
+    def pack(self, padded: torch.Tensor) -> torch.Tensor:
+        """(batch, length, ...) -> (1, tokens, ...)"""
+        return padded.flatten(0, 1).index_select(0, self.real)[None]
+
+    def unpack(self, packed: torch.Tensor) -> torch.Tensor:
+        """(1, tokens, ...) -> (batch, length, ...), zeros for padding"""
+        tokens = packed[0]
+        tokens = tokens.new_zeros(self.shape.numel(), *tokens.shape[1:]).index_copy(0, self.real, tokens)
+        return tokens.view(*self.shape, *tokens.shape[1:])
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, p: float, scaling: float):
+        """Attention within each text of (tokens, heads, head size); `query` may be of first tokens alone."""
+        alone = len(query) < len(key)
+        queries = query.split([group.shape[0] if alone else group.tokens for group in self.groups])
+        keys, values = (x.split([group.tokens for group in self.groups]) for x in (key, value))
+        contexts = []
+        for group, q, k, v in zip(self.groups, queries, keys, values, strict=True):
+            q = q[:, :, None] if alone else group.unpack(q)
+            context = attention(q, group.unpack(k), group.unpack(v), group.keys, p, scaling)
+            contexts.append(context.squeeze(2) if alone else group.pack(context))
+        return torch.cat(contexts)
+
+
+def attention(query, key, value, keys, p: float, scaling: float) -> torch.Tensor:
+    """Attention on (texts, heads, length, head size), with dropout of probability `p` on its weights."""
+    if not p or query.device.type != "cpu":
+        return scaled_dot_product_attention(query, key, value, keys, p, scale=scaling)
+    scores = (query * scaling) @ key.mT  # torch's own would draw its dropout element by element
+    if keys is not None:
+        scores = scores.masked_fill(keys.logical_not(), -torch.inf)
+    return dropout(scores.softmax(-1), p) @ value
+
+
+def packed_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, packing=None, **_):
+    """Attention on (batch, heads, length, head size), or on (1, heads, tokens, head size) with a `packing`.
+
+    Returns (batch, length, heads, head size) or (1, tokens, heads, head size), and no attention weights.
+    """
+    if packing is None:
+        context = scaled_dot_product_attention(query, key, value, attention_mask, dropout, scale=scaling)
+        return context.transpose(1, 2), None
+    tokens = (x[0].transpose(0, 1) for x in (query, key, value))
+    return packing.attend(*tokens, dropout, scaling)[None], None
+
+
+def first_tokens(layer: nn.Module, hidden: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """A BERT layer's output for the first token of each text alone, (1, tokens, hidden) -> (batch, hidden)."""
+    tokens, attending = hidden[0], layer.attention.self
+    first = tokens.index_select(0, packing.first)
+    heads = attending.num_attention_heads, attending.attention_head_size
+    query, key, value = attending.query(first), attending.key(tokens), attending.value(tokens)
+    p = attending.dropout.p if attending.training else 0.0
+    context = packing.attend(*(x.unflatten(-1, heads) for x in (query, key, value)), p, attending.scaling)
+    return layer.feed_forward_chunk(layer.attention.output(context.flatten(1), first)).index_select(0, packing.inverse)
+
+
+AttentionInterface.register(ATTENTION, packed_attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # for whoever calls the inner BertModel with a padded batch
+
+
+def set_packing(model: nn.Module, on: bool) -> None:
+    """Turns packing on (the default) or off; off, every position of a padded batch is computed, as released.
+
+    Dropout goes with it: off, its rate is exact on a CPU too.
+    """
+    for module in model.modules():
+        if hasattr(module, "packing"):
+            module.packing = on

@@ -1,0 +1,207 @@
+"""What stands in a model's folder, read without loading the model: its config, whether it fits, its vocabulary.
+
+These checks run before torch is imported, so that a wrong folder is answered in a moment.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from emmental.pruning.methods import METHODS
+from emmental.utils.errors import InputError, tell
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+TOKENIZERS = ("tokenizer.json", "vocab.txt")
+
+# what must be a number in a BERT's config, and what it is where the config says nothing
+SIZES = {
+    "hidden_size": 768,
+    "vocab_size": 30522,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 512,
+}
+
+
+def read_config(name: str, flag: str) -> dict:
+    """The config of a model's folder, or of a model on the Hub, as it stands in config.json; `flag` named it."""
+    if os.path.isdir(name):
+        return _read_json(Path(name) / "config.json", f"{flag} {name}: no model folder, it has no config.json")
+    if os.path.exists(name) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(f"{flag} {name}: no such folder")
+    from huggingface_hub import hf_hub_download  # only for names of the Hub: half a second
+
+    try:
+        path = hf_hub_download(name, "config.json")
+    except Exception as error:  # whatever keeps it from us, the user wants to hear that neither place has it
+        reason = f"{type(error).__name__}: {error}".split("\n")[0][:200]
+        raise InputError(f"{flag} {name}: no such folder here, and not to be had from the Hub ({reason})") from None
+    return _read_json(Path(path), f"{flag} {name}: no config.json")
+
+
+def _read_json(path: Path, missing: str) -> dict:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(missing) from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: not JSON") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: not a JSON object")
+    return config
+
+
+def check_config(name: str, flag: str, max_seq_length: int, types: tuple[str, ...] = ("bert", "masked_bert")) -> dict:
+    """The config of a BERT; InputError for any other."""
+    config = read_config(name, flag)
+    if config.get("model_type") not in types:
+        raise InputError(f"{flag} {name}: model_type is {config.get('model_type')!r}, not {' or '.join(types)}")
+    for key, default in SIZES.items():
+        if type(value := config.get(key, default)) is not int or value < 1:
+            raise InputError(f"{flag} {name}: its config's {key} is {value!r}")
+    positions = config.get("max_position_embeddings", SIZES["max_position_embeddings"])
+    if max_seq_length > positions:
+        raise InputError(f"--max_seq_length {max_seq_length}: {name} has {positions} positions")
+    return config
+
+
+def check_model(name: str, flag: str, max_seq_length: int, types: tuple[str, ...] = ("bert", "masked_bert")) -> dict:
+    """The config of a model that can be loaded as a BERT; InputError for any other."""
+    config = check_config(name, flag, max_seq_length, types)
+    if not os.path.isdir(name):
+        return config
+    if not any(os.path.isfile(os.path.join(name, weights)) for weights in WEIGHTS):
+        raise InputError(f"{flag} {name}: no model folder, it has no {WEIGHTS[0]}")
+    if os.path.isfile(path := os.path.join(name, WEIGHTS[0])):
+        try:
+            with safe_open(path, "numpy"):  # reads what tensors there are, and that the file is as long as they need
+                pass
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{flag} {name}: {WEIGHTS[0]} is damaged ({error})") from None
+    return config
+
+
+def check_settled(name: str, flag: str, config: dict) -> None:
+    """Refuses a masked model of which nobody knows how, or how much, it prunes."""
+    if config["model_type"] != "masked_bert":
+        return
+    known = "pruning_method" in config
+    if not known or (config["pruning_method"] and config.get("threshold") is None):
+        key = "threshold" if known else "pruning_method"
+        raise InputError(f"{flag} {name}: its config has no {key}; fold it first: bertarize.py --{key} ...")
+
+
+def check_student(name: str, config_name: str, tokenizer_name: str, max_seq_length: int, trains: str) -> dict:
+    """The config of the model that is trained or evaluated; InputError where it, or its tokenizer, is not to be had.
+
+    `trains` is the model_type that is trained, "" where a model is only evaluated.
+    """
+    config = check_model(name, "--model_name_or_path", max_seq_length)
+    if not trains:
+        check_settled(name, "--model_name_or_path", config)
+    if trains == "bert" and config["model_type"] == "masked_bert" and config.get("pruning_method"):
+        raise InputError(f"--model_type bert: {name} is masked; fold it first, with bertarize.py")
+    if config_name:
+        config = check_config(config_name, "--config_name", max_seq_length)
+    folder, flag = (tokenizer_name, "--tokenizer_name") if tokenizer_name else (name, "--model_name_or_path")
+    known = any(os.path.isfile(os.path.join(folder, file)) for file in TOKENIZERS)
+    if not known and (os.path.exists(folder) or folder.startswith((".", "/", "~"))):
+        raise InputError(f"{flag} {folder}: no tokenizer, it has neither {' nor '.join(TOKENIZERS)}")
+    return config
+
+
+def _vocabulary(folder: str) -> list[str] | None:
+    """The tokens of a tokenizer in the order of their ids; None where there are none to read."""
+    path = Path(folder)
+    try:
+        if not path.is_dir():
+            from huggingface_hub import hf_hub_download  # only for names of the Hub
+
+            path = Path(hf_hub_download(folder, "tokenizer.json")).parent
+        if (path / "tokenizer.json").is_file():
+            known = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+            return sorted(known, key=known.get)
+        return [word.decode() for word in (path / "vocab.txt").read_bytes().split()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the Hub's errors are OSErrors or ValueErrors
+        return None
+
+
+def check_models(args, labels: tuple[str, ...] | None) -> None:
+    """Refuses the model that the flags name, and a teacher that does not suit it; `labels` as in check_teacher."""
+    name, length = args.model_name_or_path, args.max_seq_length
+    student = check_student(name, args.config_name, args.tokenizer_name, length, args.trains)
+    if args.needs_teacher:
+        teacher = args.teacher_name_or_path, args.teacher_type
+        check_teacher(*teacher, name, student, args.tokenizer_name or name, length, labels)
+
+
+def check_masked(name: str, flag: str, pruning_method: str | None, threshold: float | None) -> None:
+    """Refuses a folder that holds no masked model, or neither it nor the flags say how its masks are made.
+
+    A method or threshold that is given wins over the config's, with a line that says so.
+    """
+    if not os.path.isdir(name):
+        raise InputError(f"{flag} {name}: no such folder")
+    config = check_model(name, flag, 0, ("masked_bert",))
+    for key, given in (("pruning_method", pruning_method), ("threshold", threshold)):
+        saved = config.get(key)
+        if given is None and saved is None:
+            raise InputError(f"{flag} {name}: its config has no {key}; give --{key}")
+        if given is not None and saved is not None and given != saved:
+            print(f"--{key} {given} is taken, not the {saved} of {name}'s config")
+    method = pruning_method or config["pruning_method"]
+    if method not in METHODS:
+        raise InputError(f"{flag} {name}: its config's pruning_method is {method!r}, not one of {', '.join(METHODS)}")
+    value, fraction = config["threshold"] if threshold is None else threshold, METHODS[method].fraction
+    low, high = (0, 1) if fraction else (-1e30, 1e30)
+    if not (isinstance(value, int | float) and low <= value <= high):
+        where = f"{flag} {name}: its config's threshold" if threshold is None else "--threshold"
+        raise InputError(f"{where} {value}: between {low:g} and {high:g} with {method}")
+
+
+def check_teacher(
+    name: str,
+    kind: str,
+    student_name: str,
+    student: dict,
+    tokenizer_name: str,
+    max_seq_length: int,
+    labels: tuple[str, ...] | None,
+) -> None:
+    """Refuses a teacher whose representations or logits would not be the student's.
+
+    `kind` is the model_type it must have; `tokenizer_name` whose tokenizer both read; `labels` are the task's label
+    names in order, () for a regression, None for a span. Names that cannot be compared are taken as being in the right
+    order, with a line that says so.
+    """
+    flag = f"--teacher_name_or_path {name}"
+    teacher = check_model(name, "--teacher_name_or_path", max_seq_length, (kind,))
+    check_settled(name, "--teacher_name_or_path", teacher)
+    for key in ("hidden_size", "vocab_size"):
+        theirs, ours = teacher.get(key, SIZES[key]), student.get(key, SIZES[key])
+        if theirs != ours:
+            raise InputError(f"{flag}: {key} {theirs}, and {student_name} has {ours}")
+    theirs, ours = _vocabulary(name), _vocabulary(tokenizer_name)
+    if theirs and ours and theirs != ours:
+        raise InputError(f"{flag}: its vocabulary is another than that of {tokenizer_name}")
+    if labels is None:
+        if "QuestionAnswering" not in str(teacher.get("architectures") or "QuestionAnswering"):
+            raise InputError(f"{flag}: {teacher['architectures']} does not answer questions")
+        return
+    if "SequenceClassification" not in str(teacher.get("architectures") or "SequenceClassification"):
+        raise InputError(f"{flag}: {teacher['architectures']} is no sequence classifier")
+    try:
+        names = teacher.get("id2label") or {str(i): f"LABEL_{i}" for i in range(teacher.get("num_labels", 2))}
+        named = [str(names[key]) for key in sorted(names, key=int)]
+    except (ValueError, TypeError):
+        raise InputError(f"{flag}: its config's id2label or num_labels is not as transformers writes it") from None
+    if len(named) != max(1, len(labels)):
+        raise InputError(f"{flag}: {len(named)} labels, and the task has {max(1, len(labels))}")
+    if not labels or [x.lower() for x in named] == [x.lower() for x in labels]:
+        return
+    if {x.lower() for x in named} == {x.lower() for x in labels}:
+        raise InputError(f"{flag}: its labels are {named}, in another order than the task's, {list(labels)}")
+    tell(f"{flag}: its labels are named {named}; they are taken as {list(labels)}, in this order")

@@ -1,0 +1,99 @@
+"""How sparse a model is, by the released definition and by the masked matrices alone."""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from emmental.pruning.masked_linear import kept_weights, masked_linears
+
+
+@dataclass(frozen=True)
+class Count:
+    """Weights kept, of how many: by masked matrix, and of everything else in the encoder (biases and LayerNorms)."""
+
+    matrices: dict[str, tuple[int, int]]
+    unmasked: int
+
+    @property
+    def kept(self) -> int:
+        return sum(kept for kept, _ in self.matrices.values())
+
+    @property
+    def total(self) -> int:
+        return sum(total for _, total in self.matrices.values())
+
+    @property
+    def remaining(self) -> float:
+        """Percent of the weights of the masked matrices that remain."""
+        return 100 * self.kept / self.total
+
+    @property
+    def remaining_released(self) -> float:
+        """Percent as released: biases and LayerNorms of the encoder count as kept, and in the total."""
+        return 100 * (self.kept + self.unmasked) / (self.total + self.unmasked)
+
+
+def count(model: nn.Module) -> Count:
+    """Counts a masked BERT's present masks."""
+    linears = masked_linears(model.bert.encoder)
+    matrices = {f"bert.encoder.{name}.weight": (kept_weights(x), x.weight.numel()) for name, x in linears.items()}
+    encoder = dict(model.bert.encoder.named_parameters())
+    unmasked = sum(p.numel() for name, p in encoder.items() if not name.endswith("mask_scores"))
+    return Count(matrices, unmasked - sum(total for _, total in matrices.values()))
+
+
+def table(counted: Count) -> str:
+    """The count by matrix, and both totals, to be printed."""
+    width = max(len(name) for name in counted.matrices)
+    lines = [f"{'matrix':{width}}  {'kept':>12}  {'of':>12}  {'%':>7}"]
+    lines += [f"{name:{width}}  {k:12,}  {n:12,}  {100 * k / n:7.3f}" for name, (k, n) in counted.matrices.items()]
+    kept, total = counted.kept, counted.total
+    lines += [
+        f"remaining weights, masked matrices only: {counted.remaining:.3f} % ({kept:,} of {total:,})",
+        f"remaining weights, as released (biases and LayerNorms of the encoder count as kept): "
+        f"{counted.remaining_released:.3f} % ({kept + counted.unmasked:,} of {total + counted.unmasked:,})",
+    ]
+    return "\n".join(lines)
+
+
+def as_json(counted: Count) -> dict:
+    return {
+        "remaining_weights": counted.remaining,
+        "remaining_weights_released": counted.remaining_released,
+        "kept": counted.kept,
+        "total": counted.total,
+        "unmasked": counted.unmasked,
+        "matrices": {name: {"kept": kept, "total": total} for name, (kept, total) in counted.matrices.items()},
+    }
+
+
+def heat_map(counted: Count):
+    """A matplotlib figure: percent remaining by layer (rows) and matrix (columns), the number in each cell."""
+    from matplotlib.colors import LogNorm  # optional, which callers ask for first
+    from matplotlib.figure import Figure
+
+    kinds = {"query": "query", "key": "key", "value": "value", "attention.output": "attention\noutput"}
+    kinds |= {"intermediate": "FFN\nin", "output": "FFN\nout"}
+    cells = {}
+    for name, (kept, total) in counted.matrices.items():
+        layer, rest = re.search(r"layer\.(\d+)\.(.*)", name).groups()
+        kind = next(kind for kind in kinds if kind in rest)
+        cells[int(layer), list(kinds).index(kind)] = 100 * kept / total
+    layers = max(layer for layer, _ in cells) + 1
+    values = np.array([[cells[layer, kind] for kind in range(len(kinds))] for layer in range(layers)])
+    figure = Figure(figsize=(8, 1.6 + 0.42 * layers), layout="constrained")
+    axes = figure.subplots()
+    # logarithmic, since what matters at 3 % is 2 against 4, not the distance to 100
+    norm = LogNorm(vmin=0.1, vmax=100, clip=True)
+    image = axes.imshow(np.maximum(values, 0.1), norm=norm, cmap="viridis", aspect="auto")
+    for (layer, kind), percent in cells.items():
+        shade = "black" if norm(max(percent, 0.1)) > 0.6 else "white"
+        axes.text(kind, layer, f"{percent:.3g}", ha="center", va="center", color=shade)
+    axes.set_xticks(range(len(kinds)), kinds.values())
+    axes.set_yticks(range(layers), [f"layer {layer}" for layer in range(layers)])
+    axes.set_title(f"Remaining weights by matrix, percent (all masked matrices: {counted.remaining:.2f} %)")
+    bar = figure.colorbar(image, label="percent, logarithmic scale")
+    bar.set_ticks([0.1, 1, 10, 100], labels=["0.1 or less", "1", "10", "100"])
+    return figure

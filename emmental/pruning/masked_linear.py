@@ -1,0 +1,122 @@
+"""A linear layer whose weight is multiplied by a mask, and the swap of an encoder's linears for it.
+
+Masks are made once, by `set_threshold`, and used until the next call: the scores move once per optimizer step, so
+every forward in between, encoding and evaluation included, shares them.
+"""
+
+import math
+from collections import defaultdict
+
+import torch
+from torch import nn
+
+from emmental.pruning.masks import StraightThrough, binary_mask, hard_concrete
+from emmental.pruning.methods import METHODS
+
+
+class MaskedLinear(nn.Linear):
+    """`y = x (W * mask)^T + b` (arXiv 2005.07683, section 3), with one score per weight where the method learns them.
+
+    `mask_init`: constant (every score is `mask_scale`), uniform (in +-`mask_scale`) or kaiming. Before a threshold is
+    set the layer is dense.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        mask_init: str = "constant",
+        mask_scale: float = 0.0,
+        pruning_method: str = "topK",
+    ):
+        super().__init__(in_features, out_features, bias)
+        self.method = METHODS[pruning_method]
+        self.mask_init, self.mask_scale = mask_init, mask_scale
+        self.threshold: float | None = None
+        self.mask: torch.Tensor | None = None  # no buffer: a saved model holds scores, from which masks follow
+        if self.method.scored:
+            self.mask_scores = nn.Parameter(torch.empty_like(self.weight))
+            self.reset_scores()
+
+    def reset_scores(self) -> None:
+        """Initialises the scores; from_pretrained calls it again, since it builds on a device without memory."""
+        if self.mask_init == "constant":
+            nn.init.constant_(self.mask_scores, self.mask_scale)
+        elif self.mask_init == "uniform":
+            nn.init.uniform_(self.mask_scores, -self.mask_scale, self.mask_scale)
+        else:
+            nn.init.kaiming_uniform_(self.mask_scores, a=math.sqrt(5))
+
+    @property
+    def ranking(self) -> torch.Tensor:
+        """What the method ranks or compares: the scores, or the weight itself, (out_features, in_features)."""
+        return self.mask_scores if self.method.scored else self.weight
+
+    def present_mask(self) -> torch.Tensor:
+        """The mask at the threshold that is set, of the weight's shape, with its gradient to the scores."""
+        if self.method.smooth:
+            return hard_concrete(self.mask_scores, sample=self.training)
+        if self.mask is None:
+            set_threshold(self, self.threshold)
+        return StraightThrough.apply(self.mask_scores, self.mask) if self.method.scored else self.mask
+
+    def masked_weight(self) -> torch.Tensor:
+        return self.weight if self.threshold is None else self.weight * self.present_mask()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(inputs, self.masked_weight(), self.bias)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self.mask = None
+
+    def _apply(self, *args, **kwargs):
+        self.mask = None  # a mask of another device or type is of no use
+        return super()._apply(*args, **kwargs)
+
+
+def masked_linears(model: nn.Module) -> dict[str, MaskedLinear]:
+    """The masked matrices of a model by name, in the order of its modules."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, MaskedLinear)}
+
+
+def mask_linears(encoder: nn.Module, pruning_method: str, mask_init: str, mask_scale: float) -> None:
+    """Swaps every nn.Linear in `encoder` for a MaskedLinear of the same shape; weights are not carried over."""
+    for parent in list(encoder.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                shape = child.in_features, child.out_features, child.bias is not None
+                setattr(parent, name, MaskedLinear(*shape, mask_init, mask_scale, pruning_method))
+
+
+@torch.inference_mode(False)  # a mask made under inference_mode would be of no use to a later backward
+@torch.no_grad()
+def set_threshold(model: nn.Module, threshold: float) -> None:
+    """Sets the threshold of every MaskedLinear and makes its mask anew from the present scores and weights.
+
+    Matrices of one shape are done together on a device, where many small kernels would cost more than the work; a CPU
+    takes them one by one and so need not copy them.
+    """
+    groups = defaultdict(list)
+    for number, linear in enumerate(masked_linears(model).values()):
+        linear.threshold = threshold
+        if linear.method.smooth:
+            continue
+        alone = number if linear.weight.device.type == "cpu" else None
+        groups[linear.method, linear.weight.shape, alone].append(linear)
+    for (method, _, alone), linears in groups.items():
+        rankings = [linear.ranking for linear in linears]
+        values = rankings[0][None] if alone is not None else torch.stack(rankings)
+        for linear, mask in zip(linears, binary_mask(method, values, threshold), strict=True):
+            linear.mask = mask
+
+
+@torch.no_grad()
+def kept_weights(linear: MaskedLinear) -> int:
+    """The number of weights that the present mask keeps, of `linear.weight.numel()`."""
+    if linear.threshold is None:
+        return linear.weight.numel()
+    # without a draw, so that to look does not change what comes after
+    mask = hard_concrete(linear.mask_scores) if linear.method.smooth else linear.present_mask()
+    return int(torch.count_nonzero(mask))

@@ -1,0 +1,213 @@
+"""Checkpoints: a model's folder that also holds all that a run needs to go on, written whole or not at all.
+
+`save` and `restore` are mirror images. A checkpoint is a folder of output_dir: the model as `save_pretrained` leaves
+it, the tokenizer, `training_state.safetensors` (the optimizer's moments and every process's random state) and
+`state.json` (step, arguments, and the size and checksum of every file, the banks in output_dir/banks included).
+The banks are written once and referred to. Nothing is unpickled.
+"""
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from emmental.contrast.bank import Bank
+from emmental.model.masked_bert import MaskedBert
+from emmental.training.logs import Losses
+from emmental.training.loop import Progress
+from emmental.utils import distributed
+from emmental.utils.errors import InputError
+from emmental.utils.files import digest, sync, writing
+
+STATE, TENSORS = "state.json", "training_state.safetensors"
+
+
+@dataclass
+class Session:
+    """What a run goes on from."""
+
+    model: MaskedBert
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+    losses: Losses
+    banks: dict[str, Bank]
+    arguments: dict  # those that change the numbers, with what the data were
+    device: torch.device
+    scaler: torch.amp.GradScaler
+
+
+def check_finite(session: Session) -> None:
+    """InputError where a weight or score is no number any more, so that neither is saved."""
+    spoilt = [name for name, parameter in session.model.named_parameters() if not parameter.isfinite().all()]
+    if spoilt:
+        step, count = session.progress.step, len(spoilt)
+        raise InputError(
+            f"step {step}: {count} weights are no numbers, {spoilt[0]} for one; earlier checkpoints are kept"
+        )
+
+
+def save(folder: Path, session: Session, tokenizer) -> None:
+    """Writes a checkpoint from process 0; every process has to call it.
+
+    Written beside, synced and renamed; where the disk is full the user hears of it and nothing is left behind.
+    """
+    random_state = random_tensors(session.device)
+    losses = session.losses.read(session.progress.step)
+    if distributed.rank() == 0:
+        beside = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(beside, ignore_errors=True)
+        try:
+            session.model.save_pretrained(beside)
+            with writing(beside):
+                tokenizer.save_pretrained(beside)
+            save_file(optimizer_tensors(session) | random_state, beside / TENSORS)
+            state = {
+                **vars(session.progress),
+                "losses": losses,
+                "scaler": session.scaler.state_dict(),
+                "arguments": session.arguments,
+                "files": {path.name: digest(path) for path in sorted(beside.iterdir())},
+                "banks": {name: bank.files for name, bank in session.banks.items()},
+            }
+            (beside / STATE).write_text(json.dumps(state, indent=1))
+            for path in [*beside.iterdir(), beside]:
+                sync(path)
+            shutil.rmtree(folder, ignore_errors=True)
+            beside.rename(folder)
+            sync(folder.parent)
+        except (OSError, SafetensorError, InputError) as error:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise InputError(f"{folder}: could not be written ({error}); earlier checkpoints are untouched") from None
+    distributed.wait()
+
+
+def restore(folder: Path, session: Session) -> None:
+    """Puts weights, optimizer, progress, banks and this process's random state in place."""
+    state = read_state(folder)
+    for name, bank in session.banks.items():
+        if not bank.columns:  # the teacher's is taken up with its logits
+            bank.restore(state["banks"][name])
+    session.model.load_state_dict(load_file(folder / "model.safetensors"))
+    tensors = load_file(folder / TENSORS)
+    for name, parameter in session.model.named_parameters():
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            if (value := tensors.get(f"optimizer/{key}/{name}")) is not None:
+                value = value.to(session.device)
+                session.optimizer.state[parameter][key] = value[0] if key == "step" else value
+    for name in vars(session.progress):
+        setattr(session.progress, name, state[name])
+    session.losses.sums = state["losses"]
+    session.scaler.load_state_dict(state["scaler"])
+    # With more processes than before, the new ones draw from a random state of their own.
+    if (random_state := tensors.get(f"random/cpu/{distributed.rank()}")) is not None:
+        torch.set_rng_state(random_state)
+    if session.device.type == "cuda" and (cuda := tensors.get(f"random/cuda/{distributed.rank()}")) is not None:
+        torch.cuda.set_rng_state(cuda, session.device)
+
+
+def optimizer_tensors(session: Session) -> dict[str, torch.Tensor]:
+    """The optimizer's state by the parameters' names."""
+    names = {parameter: name for name, parameter in session.model.named_parameters()}
+    return {
+        f"optimizer/{key}/{names[parameter]}": value.reshape(-1) if value.ndim == 0 else value
+        for parameter, values in session.optimizer.state.items()
+        for key, value in values.items()
+    }
+
+
+def random_tensors(device: torch.device) -> dict[str, torch.Tensor]:
+    """Every process's random state, by its rank."""
+    tensors = {f"random/cpu/{rank}": x for rank, x in enumerate(distributed.each(torch.get_rng_state(), device))}
+    if device.type == "cuda":
+        states = distributed.each(torch.cuda.get_rng_state(device), device)
+        tensors |= {f"random/cuda/{rank}": x for rank, x in enumerate(states)}
+    return tensors
+
+
+def read_state(folder: Path) -> dict:
+    return json.loads((folder / STATE).read_text(encoding="utf-8"))
+
+
+def fault(folder: Path) -> str | None:
+    """What keeps a folder from being a complete checkpoint, or None."""
+    try:
+        state = read_state(folder)
+        expected = {folder / name: known for name, known in state["files"].items()}
+        for files in state["banks"].values():
+            expected |= {folder.parent / "banks" / name: known for name, known in files.items()}
+        int(state["step"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"{STATE} is missing or damaged ({type(error).__name__})"
+    for path, known in expected.items():
+        if not path.is_file():
+            return f"{path.name} is missing"
+        if digest(path) != known:
+            return f"{path.name} is damaged"
+    return None
+
+
+def complete(output_dir: Path) -> Iterator[Path]:
+    """The complete checkpoints of a folder, the newest first by the step in their state; others are named on stderr."""
+    folders = [x for x in output_dir.glob("checkpoint-*") if x.is_dir() and not x.name.endswith(".partial")]
+    for folder in sorted(folders, key=_step, reverse=True):
+        if not (wrong := fault(folder)):
+            yield folder
+        elif distributed.rank() == 0:
+            print(f"{folder}: passed over, {wrong}", file=sys.stderr)
+
+
+def find(which: str, output_dir: Path) -> Path | None:
+    """The checkpoint that `--resume_from_checkpoint which` means, or None where `auto` finds none."""
+    if which == "auto":
+        return next(complete(output_dir), None)
+    if wrong := fault(Path(which)):
+        raise InputError(f"--resume_from_checkpoint {which}: no complete checkpoint, {wrong}")
+    if Path(which).resolve().parent != output_dir.resolve():
+        raise InputError(f"--resume_from_checkpoint {which}: not in --output_dir {output_dir}, where the banks are")
+    return Path(which)
+
+
+def check_arguments(folder: Path, arguments: dict) -> None:
+    """Refuses to go on with other arguments than the checkpoint's, each difference by name."""
+    known = read_state(folder)["arguments"]
+    names = [name for name in arguments if known.get(name) != arguments[name]]
+    if names:
+        told = ", ".join(f"{name} was {known.get(name)!r} and is {arguments[name]!r}" for name in names)
+        raise InputError(f"--resume_from_checkpoint {folder}: {told}")
+
+
+def prune(output_dir: Path, limit: int, step: int) -> None:
+    """Removes all but the newest `limit` checkpoints of a run at `step`; 0 keeps all.
+
+    Those beyond it, which a run that went back has still to write anew, are not counted: they may be damaged.
+    """
+    if limit and distributed.rank() == 0:
+        folders = [folder for folder in output_dir.glob("checkpoint-*") if _step(folder) <= step]
+        for folder in sorted(folders, key=_step)[:-limit]:
+            shutil.rmtree(folder.rename(folder.with_name(folder.name + ".partial")))  # whole or absent
+
+
+def clear(output_dir: Path, resumed: bool) -> None:
+    """Removes what earlier runs left that would be taken for this run's: torn files, or, unless resumed, all."""
+    for folder in output_dir.glob("checkpoint-*"):
+        if folder.name.endswith(".partial") or (not resumed and (folder / STATE).is_file()):
+            shutil.rmtree(folder)
+    if not resumed:
+        for name in ("banks", "tensorboard"):
+            shutil.rmtree(output_dir / name, ignore_errors=True)
+        for name in ("result.json", "eval_results.txt", "model.safetensors", "predictions_.json"):
+            (output_dir / name).unlink(missing_ok=True)  # an unfinished run should not look finished
+
+
+def _step(folder: Path) -> float:
+    try:
+        return int(read_state(folder)["step"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return math.inf

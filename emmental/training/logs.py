@@ -1,0 +1,104 @@
+"""What a run leaves to read: a progress bar, TensorBoard scalars, the same as JSON lines, and result.json."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import image, scalar
+from tensorboardX.utils import figure_to_image
+
+from emmental.utils.errors import InputError
+from emmental.utils.files import whole, writing
+
+
+def write_json(content: dict, path: Path) -> None:
+    """Writes a JSON file, whole or not at all."""
+    with whole(path) as beside:
+        beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+class Losses:
+    """The parts of the loss, step by step, since the last log line; read from the device only when asked for."""
+
+    def __init__(self):
+        self.sums: dict[str, list] = {}  # of every part and of the total: the sum, and over how many steps
+        self.fresh: list[dict[str, torch.Tensor]] = []
+
+    def add(self, parts: dict[str, torch.Tensor]) -> None:
+        self.fresh.append(parts)
+
+    def read(self, step: int) -> dict[str, list]:
+        """Their sums, with one wait for the device; InputError where one, up to `step`, is no number."""
+        fresh, self.fresh = self.fresh, []
+        values = iter(torch.stack([x.float() for parts in fresh for x in parts.values()]).tolist() if fresh else ())
+        for at, parts in enumerate(fresh, step - len(fresh) + 1):
+            numbers = {name: next(values) for name in parts}
+            for name, value in {"total": sum(numbers.values()), **numbers}.items():
+                if not math.isfinite(value) and name in numbers:
+                    raise InputError(f"step {at}: the loss's part '{name}' is {value}; earlier checkpoints are kept")
+                total, count = self.sums.get(name, (0.0, 0))
+                self.sums[name] = [total + value, count + 1]
+        return self.sums
+
+    def means(self, step: int) -> dict[str, float]:
+        """Each part's mean, and that of the total; starts the next interval."""
+        means = {f"loss/{name}": total / count for name, (total, count) in self.read(step).items()}
+        self.sums = {}
+        return means
+
+
+class Log:
+    """Scalars to TensorBoard and to log.jsonl in `folder`; nowhere at all where `folder` is None.
+
+    TensorBoard's events are written at once: SummaryWriter leaves them to a thread, which dies on a full disk, and for
+    which the run would then wait for ever.
+    """
+
+    def __init__(self, folder: Path | None, step: int = 0, logged: int = 0):
+        """`step` and `logged`: where the run resumes, and after how many lines; later ones are dropped."""
+        self.folder, self.logged = folder, logged
+        if folder is None:
+            return
+        path = folder / "log.jsonl"
+        known = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        with whole(path) as beside:
+            beside.write_text("".join(known[:logged]), encoding="utf-8")
+        self.lines = path.open("a", encoding="utf-8")
+        (folder / "tensorboard").mkdir(exist_ok=True)
+        self.board = EventsWriter(str(folder / "tensorboard" / "events"), f".{os.getpid()}")
+        if step:  # TensorBoard shows nothing that an interrupted run wrote beyond it
+            self._event(step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """One line of values at optimizer step `step`; names with a slash are grouped in TensorBoard."""
+        if self.folder is None:
+            return
+        finite = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+        with writing(self.folder / "log.jsonl"):
+            self.lines.write(json.dumps({"step": step, **finite}) + "\n")
+            self.lines.flush()
+        self.logged += 1
+        self._event(step, summary=Summary(value=[x for name in values for x in scalar(name, values[name]).value]))
+
+    def figure(self, step: int, name: str, draw: Callable) -> None:
+        """A matplotlib figure for TensorBoard, where there is matplotlib: `draw` makes it."""
+        if self.folder is not None and find_spec("matplotlib") is not None:
+            self._event(step, summary=image(name, figure_to_image(draw()), dataformats="CHW"))
+
+    def _event(self, step: int, **content) -> None:
+        with writing(self.folder / "tensorboard"):
+            self.board.write_event(Event(wall_time=time.time(), step=step, **content))
+            self.board.flush()
+
+    def close(self) -> None:
+        if self.folder is not None:
+            self.lines.close()
+            self.board.close()

@@ -1,0 +1,66 @@
+"""The benchmark runs, and its two ways compute the same; how long they take is not tested."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+
+from tests.benchmarks import target, training
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny kernels on several threads would wait for one another; what the benchmark sets is set back."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("highest")
+
+
+def test_benchmark(tmp_path, monkeypatch):
+    for name, value in {"COUNTS": (100, 200, 400), "MEASURED": 200, "QQP": 400}.items():
+        monkeypatch.setattr(training, name, value)
+    monkeypatch.setattr(training, "machine_rates", lambda device, dtype: (1e11, 1e10))
+    monkeypatch.setattr(training, "bank_memory", partial(training.bank_memory, count=500))
+    shape = (
+        "--size tiny --device cpu --examples 160 --batch 4 --length 48 --extra 24 --snapshots 3 --steps 1 --encode 64"
+    )
+    training.main([*shape.split(), "--growth", "--floor", "--effects", "--json", str(tmp_path / "speed.json")])
+
+    results = json.loads((tmp_path / "speed.json").read_text())
+    assert max(results["differences"].values()) < 1e-5
+    assert len(results["effects"]) == 4
+    assert all(0 < found["grad_norm"] < 0.05 for found in results["effects"].values())
+    for part in ("step", "encode"):
+        released, project = (results[part][way]["total"] for way in training.WAYS)
+        assert results[part]["ratio"] == pytest.approx(released / project)
+    assert results["step"]["released"]["teacher forward"] > 0
+    assert [cell["extrapolated"] for cell in results["growth"]] == [False] * 4 + [True] * 2
+
+
+def test_tf32_keeps_ten_bits_after_the_point():
+    step = 2.0**-10
+    numbers = torch.tensor([1 + 0.4 * step, 1 + 0.6 * step, 1 + 0.5 * step, 1 + 1.5 * step, -3 - 1.2 * step])
+    rounded = [1, 1 + step, 1, 1 + 2 * step, -3 - 2 * step]  # ties to even; steps of 2 beyond 2
+    assert training.RoundedProducts.rounded(numbers).tolist() == rounded
+    ones = torch.ones(5, 1)
+    with training.RoundedProducts():
+        assert (numbers[None] @ ones).item() == sum(rounded)
+        assert (numbers + 0).tolist() == numbers.tolist()
+
+
+@pytest.mark.slow
+def test_benchmark_of_targets(tmp_path, monkeypatch, world):
+    for name, value in {"BATCH": "8", "EPOCH": "2", "WARMUP": "1", "EXTRA_EXAMPLES": "8"}.items():
+        monkeypatch.setenv(name, value)
+    places = ["--data_dir", str(world.data("qqp")), "--model", str(world.model), "--output", str(tmp_path)]
+    flags = "--task qqp --rows 20 --targets 0.5 --at 0.9 --lambdas 5 --jobs 1 --max_seq_length 24"
+    target.main([*places, *flags.split(), "--json", str(tmp_path / "target.json")])
+
+    half, tenth = json.loads((tmp_path / "target.json").read_text())
+    assert half["remaining_weights"] == pytest.approx(50, abs=0.1) == half["topk"]["remaining_weights"]
+    assert tenth["remaining_weights"] == pytest.approx(10, abs=0.1) == tenth["topk"]["remaining_weights"]
+    assert (tenth["start"], tenth["asked"]) == ("5", pytest.approx(10))
+    assert len((tmp_path / "data-20" / "train.tsv").read_text().splitlines()) == 21

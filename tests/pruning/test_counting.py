@@ -1,0 +1,50 @@
+"""The picture of what remains: a number in every cell, labels that do not touch, and TensorBoard's copy of it."""
+
+import itertools
+import struct
+
+import matplotlib
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from emmental.pruning.counting import Count, heat_map
+from emmental.training.logs import Log
+
+KINDS = [f"attention.self.{kind}" for kind in ("query", "key", "value")]
+KINDS += ["attention.output.dense", "intermediate.dense", "output.dense"]
+
+
+def counted(layers: int) -> Count:
+    """Each matrix keeps another share: from nothing up to all."""
+    names = [f"bert.encoder.layer.{layer}.{kind}" for layer in range(layers) for kind in KINDS]
+    return Count({name: (1000 * i // (len(names) - 1), 1000) for i, name in enumerate(names)}, unmasked=10)
+
+
+@pytest.mark.parametrize("layers", [1, 12, 24])
+def test_heat_map(layers):
+    matplotlib.use("agg")
+    figure = heat_map(counted(layers))
+    figure.savefig("/dev/null", format="png")
+    axes, bar = figure.axes
+    shares = [100 * kept / total for kept, total in counted(layers).matrices.values()]
+    assert sorted(text.get_text() for text in axes.texts) == sorted(f"{share:.3g}" for share in shares)
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels(), bar.get_yticklabels(), axes.texts):
+        boxes = [label.get_window_extent() for label in labels]
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+        assert all(figure.bbox.contains(*corner) for box in boxes for corner in (box.min, box.max))
+    assert len(axes.get_yticklabels()) == layers and "logarithmic" in bar.get_ylabel()
+
+
+def test_tensorboard_holds_the_picture(tmp_path):
+    log = Log(tmp_path)
+    log.figure(7, "remaining", lambda: heat_map(counted(2)))
+    log.close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    content, events = file.read_bytes(), []
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        events.append(Event.FromString(content[12 : 12 + length]))
+        content = content[16 + length :]
+    (picture,) = [(event.step, value) for event in events for value in event.summary.value]
+    assert picture[0] == 7 and picture[1].tag == "remaining" and picture[1].image.width > 300
+    assert picture[1].image.encoded_image_string.startswith(b"\x89PNG")

@@ -1,0 +1,280 @@
+"""The real scripts, on models and data of a few rows: what they leave, what they print, and that it agrees."""
+
+import json
+import pickle
+import re
+import shutil
+from itertools import pairwise
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import HARD, SOFT, TRAIN, log, result, run_script, succeed
+from transformers import AutoTokenizer, BertForQuestionAnswering, BertForSequenceClassification
+
+from emmental import MaskedBertForQuestionAnswering, MaskedBertForSequenceClassification, load_sparse
+from emmental.pruning.schedule import schedule_threshold
+
+METRICS = {
+    "qqp": {"acc", "f1", "acc_and_f1"},
+    "mnli": {"acc", "acc_mm"},
+    "sts-b": {"pearson", "spearmanr", "corr"},
+    "squad1": {"exact", "f1", "total"},
+    "squad2": {"exact", "f1", "total"}
+    | {f"{which}_{name}" for which in ("HasAns", "NoAns") for name in ("exact", "f1", "total")}
+    | {f"best_{name}" for name in ("exact", "f1", "exact_thresh", "f1_thresh")},
+}
+REMAINING = {"remaining_weights", "remaining_weights_released"}
+
+
+@pytest.fixture(scope="module")
+def trained(world):
+    """A function: the output folder of a task's run as a teacher, or with topK or sigmoied_threshold masks."""
+    made = {}
+
+    def train(task, kind):
+        if (task, kind) not in made:
+            folder, flags = world.folder / f"trained-{kind}-{task}", [*world.command(task), *TRAIN]
+            if kind == "teacher":
+                flags += ["--model_type", "bert"]
+            else:
+                flags += [*world.cap(task), *(HARD if kind == "hard" else SOFT)]
+                flags[flags.index("--teacher_name_or_path") + 1] = train(task, "teacher")[0]
+            made[task, kind] = folder, succeed(*flags, "--output_dir", folder)
+        return made[task, kind]
+
+    return train
+
+
+def printed(out):
+    """The numbers that a script printed, by name."""
+    return {name: float(value) for name, value in re.findall(r"^(\w+) = (\S+)$", out, re.M)}
+
+
+@pytest.mark.parametrize("kind", ["teacher", "hard", "soft"])
+@pytest.mark.parametrize("task", METRICS)
+def test_a_run_leaves_its_results(trained, task, kind):
+    folder, ran = trained(task, kind)
+    results, masked = result(folder), kind != "teacher"
+    assert set(results) == METRICS[task] | (REMAINING if masked else set())
+    kept = {"seconds", *results}
+    assert set(printed(ran.out)) == kept == set(printed((folder / "eval_results.txt").read_text()))
+    assert printed(ran.out) == pytest.approx(json.loads((folder / "result.json").read_text()), rel=1e-5)
+
+    arguments = json.loads((folder / "arguments.json").read_text())
+    assert arguments["num_train_epochs"] == 3 and arguments["output_dir"] == str(folder)
+    lines = log(folder)
+    total = len(lines)
+    evaluation = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+    assert {f"eval/{name}" for name in METRICS[task]} <= set(evaluation) and evaluation["step"] == total
+    assert [line["step"] for line in lines] == list(range(1, total + 1))
+    assert {path.name for path in folder.glob("checkpoint-*")} == {f"checkpoint-{n}" for n in range(3, total + 1, 3)}
+    assert next((folder / "tensorboard").glob("events.out.tfevents.*")).stat().st_size > 1000
+    assert (folder / "banks").exists() == masked
+    parts = {"task"} | ({"distillation", "pretrained", "finetuned", "snapshots"} if masked else set())
+    parts |= {"penalty"} if kind == "soft" else set()
+    assert {name for name in lines[-1] if name.startswith("loss/")} == {f"loss/{name}" for name in {*parts, "total"}}
+    for line in lines:
+        assert line["loss/total"] == pytest.approx(sum(line.get(f"loss/{part}", 0) for part in parts), rel=1e-5)
+    if masked:
+        assert {"threshold", "lambda", "remaining_weights", "learning_rate/mask_scores"} <= set(lines[0])
+        assert "loss/snapshots" not in lines[0]  # there is none in the first epoch
+    assert json.loads((folder / "config.json").read_text())["model_type"] == ("masked_bert" if masked else "bert")
+    if task.startswith("squad"):
+        assert len(json.loads((folder / "predictions_.json").read_text())) == 12
+        assert (folder / "null_odds_.json").exists() == (task == "squad2")
+
+
+@pytest.mark.parametrize("kind", ["teacher", "hard", "soft"])
+@pytest.mark.parametrize("task", METRICS)
+def test_evaluation_alone_gives_the_same(world, trained, tmp_path, task, kind):
+    folder, _ = trained(task, kind)
+    command = world.command(task, model=folder)
+    succeed(*command, "--do_eval", "--output_dir", tmp_path)
+    assert result(tmp_path) == pytest.approx(result(folder), rel=1e-5)
+    assert not (tmp_path / "arguments.json").exists() and not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("task, kind", [("mnli", "hard"), ("squad2", "soft")])
+def test_counts_agree(trained, tmp_path, task, kind):
+    folder, _ = trained(task, kind)
+    shown = succeed("counts_parameters.py", "--serialization_dir", folder, "--json", tmp_path / "c.json")
+    counted = json.loads((tmp_path / "c.json").read_text())
+    assert {name: counted[name] for name in REMAINING} == {name: result(folder)[name] for name in REMAINING}
+    assert f"{counted['remaining_weights']:.3f} %" in shown.out
+    other = succeed("counts_parameters.py", "--serialization_dir", folder, "--threshold", 0.5)
+    assert "--threshold 0.5 is taken, not the 0.1 of" in other.out
+
+
+@pytest.mark.parametrize("task, kind", [("mnli", "hard"), ("sts-b", "soft"), ("squad1", "hard"), ("squad2", "soft")])
+def test_the_folded_model_is_a_plain_bert(trained, tmp_path, task, kind):
+    folder, _ = trained(task, kind)
+    spans = task.startswith("squad")
+    masked = MaskedBertForQuestionAnswering if spans else MaskedBertForSequenceClassification
+    plain = BertForQuestionAnswering if spans else BertForSequenceClassification
+    texts = ["ba be bi", "do du"], ["fa fe", "ga ge gi go gu ?"]
+    batch = AutoTokenizer.from_pretrained(folder)(*texts, padding=True, return_tensors="pt")
+    real = batch["attention_mask"].bool() if spans else slice(None)
+
+    def logits(model):
+        with torch.no_grad():
+            output = model(**batch)
+        return [x[real] for x in ((output.start_logits, output.end_logits) if spans else (output.logits,))]
+
+    expected = logits(masked.from_pretrained(folder).eval())
+    for form in ("dense", "sparse"):
+        target, more = tmp_path / form, ["--format", form, *(["--compact"] if form == "sparse" else [])]
+        succeed("bertarize.py", "--model_name_or_path", folder, "--target_model_path", target, *more)
+        weights = "model.safetensors" if form == "dense" else "model.sparse.safetensors"
+        assert {path.name for path in target.iterdir()} == {
+            *("config.json", weights, "tokenizer.json", "tokenizer_config.json")
+        }
+        config = json.loads((target / "config.json").read_text())
+        assert config["model_type"] == "bert" and "pruning_method" not in config
+        if form == "dense":
+            model, told = plain.from_pretrained(target, output_loading_info=True)
+            assert not any(told.values()), told
+            torch.testing.assert_close(logits(model.eval()), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(logits(load_sparse(target)), expected, rtol=1e-5, atol=1e-5)
+
+
+class Malice:
+    def __reduce__(self):
+        return open, ("/tmp/never-written-by-a-model-file", "w")
+
+
+def test_weights_of_older_runs_are_read_as_tensors_only(trained, world, tmp_path):
+    folder, _ = trained("qqp", "hard")
+    old = tmp_path / "old"
+    shutil.copytree(folder, old, ignore=shutil.ignore_patterns("checkpoint-*", "banks", "tensorboard"))
+    (old / "model.safetensors").unlink()
+    torch.save(load_file(folder / "model.safetensors"), old / "pytorch_model.bin")
+    evaluate = [*world.command("qqp", model=old), "--do_eval", "--output_dir", tmp_path / "out"]
+    counts = ["counts_parameters.py", "--serialization_dir", old]
+    fold = ["bertarize.py", "--model_name_or_path", old, "--target_model_path", tmp_path / "folded"]
+    for command in (evaluate, counts, fold):
+        succeed(*command)
+    assert result(tmp_path / "out") == pytest.approx(result(folder), rel=1e-5)
+
+    for name in ("out", "folded"):
+        shutil.rmtree(tmp_path / name)
+    torch.save({"weight": Malice()}, old / "pytorch_model.bin", pickle_module=pickle)
+    for command in (evaluate, counts, fold):
+        refused = run_script(*command)
+        assert refused.code == 2 and str(old) in refused.err and len(refused.err.splitlines()) < 3, refused.err
+    assert {path.name for path in tmp_path.iterdir()} == {"old"}
+
+
+OTHER = {
+    "global_topk": ["--pruning_method", "threshold", "--global_topk", "--final_threshold", 0.1],
+    "l0": ["--pruning_method", "l0", "--regularization", "l0", "--final_lambda", 10, "--mask_scale", 2],
+    "magnitude": ["--pruning_method", "magnitude", "--final_threshold", 0.1],
+    "threshold": ["--pruning_method", "threshold", "--initial_threshold", 0, "--final_threshold", 0.005],
+    "uniform scores": [*HARD, "--mask_init", "uniform", "--mask_scale", 0.1],
+    "mean-pooling, supcon, eval snapshots": [*HARD, "--alignrep", "mean-pooling", "--cl_normalization", "supcon"],
+    "every position": [*HARD, "--pad_to_max_length"],
+    "bf16": [*HARD, "--bf16"],
+    "half banks": [*HARD, "--bank_dtype", "float16", "--snapshot_mode", "eval"],
+    "pretrained alone": [*HARD, "--contrast_with", "pretrained"],
+    "snapshots and finetuned": [*HARD, "--contrast_with", "snapshots", "finetuned"],
+    "more extra examples than there are": [*HARD, "--extra_examples", 4096],
+    "weight decay": [*HARD, "--weight_decay", 0.1],
+    "target sparsity": [*SOFT, "--target_sparsity", 0.9],
+    "a pruned teacher": [*HARD, "--teacher_type", "masked_bert"],
+}
+
+
+@pytest.mark.parametrize("flags", OTHER.values(), ids=OTHER)
+def test_other_methods_and_options(world, trained, tmp_path, flags):
+    command = [*world.command("qqp"), *TRAIN, *world.cap("qqp"), "--num_train_epochs", 2, "--save_steps", 0]
+    if "masked_bert" in flags:
+        flags = [*flags, "--teacher_name_or_path", trained("qqp", "hard")[0]]
+    shown = succeed(*command, *flags, "--output_dir", tmp_path)
+    lines, results = log(tmp_path), result(tmp_path)
+    assert len(lines) == 8 and not (tmp_path / "banks").exists() and not list(tmp_path.glob("checkpoint-*"))
+    if {"topK", "--global_topk", "magnitude", "--target_sparsity"} & set(flags):
+        assert results["remaining_weights"] == pytest.approx(10, abs=0.1)
+    if "--target_sparsity" in flags:  # in eight steps scores hardly move, so lambda is pushed, and that is told
+        _, usual = zip(*(schedule_threshold(i, 8, 1, 0, 0.1, 1, 1, 10) for i in range(8)), strict=True)
+        assert all(line["lambda"] > value for line, value in zip(lines[2:], usual[2:], strict=True))
+        before = results["remaining_weights_before_calibration"]
+        assert before > 90 and f"steering ended at {before:.2f} % remaining weights, not 10.00 %" in shown.out
+    if "--contrast_with" in flags:
+        asked = {name for name in ("pretrained", "finetuned", "snapshots") if name in flags}
+        assert {name[5:] for name in lines[-1] if name.startswith("loss/")} == {"total", "task", "distillation", *asked}
+    alone = [*world.command("qqp", model=tmp_path), "--do_eval", "--output_dir", tmp_path / "alone"]
+    succeed(*alone, *[flag for flag in flags if flag in ("--bf16", "--pad_to_max_length")])
+    again = result(tmp_path / "alone")
+    assert again == {name: results[name] for name in again}
+
+
+@pytest.mark.parametrize("task", ["qqp", "squad1"])
+def test_plain_movement_pruning_needs_no_teacher(world, tmp_path, task):
+    succeed(*world.command(task), *TRAIN, *HARD, "--save_steps", 0, "--output_dir", tmp_path)
+    assert {name for name in log(tmp_path)[-1] if name.startswith("loss/")} == {"loss/total", "loss/task"}
+    assert result(tmp_path)["remaining_weights"] == pytest.approx(10, abs=0.1)
+
+
+LENGTHS = {  # 26 rows in batches of 8 are 4 batches an epoch
+    "epochs": (["--num_train_epochs", 2], 8),
+    "fractional epochs": (["--num_train_epochs", 1.5], 6),
+    "less than an epoch": (["--num_train_epochs", 0.5, "--warmup_steps", 0], 2),
+    "steps": (["--max_steps", 5], 5),
+    "accumulation with a leftover": (["--num_train_epochs", 2, "--gradient_accumulation_steps", 3], 4),
+    "accumulation longer than an epoch": (["--gradient_accumulation_steps", 9, "--warmup_steps", 0], 3),
+    "one batch an epoch": (["--per_gpu_train_batch_size", 64, "--warmup_steps", 0], 3),
+}
+
+
+@pytest.mark.parametrize("flags, steps", LENGTHS.values(), ids=LENGTHS)
+def test_the_length_of_a_run(world, tmp_path, flags, steps):
+    succeed(*world.command("qqp"), *TRAIN, *HARD, "--save_steps", 1, *flags, "--output_dir", tmp_path)
+    lines = log(tmp_path)
+    assert [line["step"] for line in lines] == list(range(1, steps + 1))
+    assert len(list(tmp_path.glob("checkpoint-*"))) == steps
+    rates = [line["learning_rate/weights"] for line in lines]
+    warm = 0 if "--warmup_steps" in flags else 1
+    assert rates[:warm] == [0.0] * warm and all(a > b for a, b in pairwise(rates[warm:]))
+    assert rates[-1] == pytest.approx(1e-3 / (steps - warm))
+
+
+@pytest.mark.parametrize("task", ["qqp", "squad1"])
+def test_evaluation_on_the_way_and_of_all_checkpoints(world, tmp_path, task):
+    flags = ["--evaluate_during_training", "--logging_steps", 2, "--save_steps", 4, "--eval_all_checkpoints"]
+    succeed(*world.command(task), *TRAIN, *SOFT, *flags, "--max_steps", 8, "--output_dir", tmp_path)
+    lines, results = log(tmp_path, "eval/"), result(tmp_path)
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    assert set(results["checkpoints"]) == {"4", "8"}
+    metrics = results["checkpoints"]["8"]
+    assert metrics == {name: results[name] for name in metrics}
+    on_the_way = next(line for line in lines if line["step"] == 4)
+    masks = {"step": 4, "eval/remaining_weights": 100.0, "eval/threshold": 0.1}
+    assert on_the_way == {f"eval/{name}": value for name, value in results["checkpoints"]["4"].items()} | masks
+
+
+@pytest.mark.parametrize("task, flags", [("qqp", HARD), ("squad1", SOFT)])
+def test_a_run_repeats_bit_for_bit(world, tmp_path, task, flags):
+    command = [*world.command(task), *TRAIN, *flags, *world.cap(task), "--save_steps", 0, "--num_train_epochs", 2]
+    for name, seed in (("a", 7), ("b", 7), ("c", 8)):
+        succeed(*command, "--seed", seed, "--output_dir", tmp_path / name)
+    weights = {name: (tmp_path / name / "model.safetensors").read_bytes() for name in "abc"}
+    assert weights["a"] == weights["b"] != weights["c"]
+    assert log(tmp_path / "a") == log(tmp_path / "b") and result(tmp_path / "a") == result(tmp_path / "b")
+
+
+def test_a_folder_is_written_over_without_a_trace(world, tmp_path):
+    """--overwrite_output_dir: no checkpoint, bank or log line of the run before is left to be taken for a new one's."""
+    command = [*world.command("qqp"), *TRAIN, *HARD, "--output_dir", tmp_path]
+    succeed(*command, *world.cap("qqp"))
+    succeed(*command, "--overwrite_output_dir", "--max_steps", 5)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+    assert not (tmp_path / "banks").exists() and len(log(tmp_path)) == 5
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+    # the model of a folder may be trained further in that folder
+    succeed(*command, "--overwrite_output_dir", "--max_steps", 5, "--model_name_or_path", tmp_path)
+
+
+def test_float16_on_a_cpu_is_refused_before_a_model_is_loaded(world, tmp_path):
+    out = tmp_path / "out"
+    refused = run_script(*world.command("qqp"), *TRAIN, "--fp16", "--output_dir", out)
+    assert refused.code == 2 and "--fp16 needs a GPU" in refused.err and not out.exists()

@@ -1,0 +1,143 @@
+"""The shell scripts: what they pass on, seen by a stand-in for `python` and `torchrun` that prints its arguments."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+GLUE, SQUAD = ("run_glue_topk_kd.sh", "run_glue_soft_kd.sh"), ("run_squad_topk_kd.sh", "run_squad_soft_kd.sh")
+COMMON = """--model_type masked_bert --model_name_or_path bert-base-uncased --do_train --do_eval --num_train_epochs 10
+    --learning_rate 3e-5 --mask_scores_learning_rate 1e-2 --mask_init constant --mask_scale 0 --use_contrastive_loss
+    --contrastive_temperature 0.1 --extra_examples 4096 --alignrep cls --use_distill --teacher_type bert
+    --ce_loss_weight 0.1 --distill_loss_weight 0.9 --save_steps 30000"""
+BOTH = {
+    GLUE: """--task_name qqp --per_gpu_train_batch_size 32 --warmup_steps 11000 --initial_warmup 2 --final_warmup 3
+        --cl_unsupervised_loss_weight 0.1 --cl_supervised_loss_weight 10 --teacher_name_or_path teacher/qqp""",
+    SQUAD: """--per_gpu_train_batch_size 16 --warmup_steps 5400 --initial_warmup 1 --final_warmup 2
+        --cl_unsupervised_loss_weight 0.5 --teacher_name_or_path teacher/squad""",
+}
+TOPK = "--pruning_method topK --initial_threshold 1 --regularization null --final_lambda 0"
+SOFT = "--pruning_method sigmoied_threshold --initial_threshold 0 --final_threshold 0.1 --regularization l1"
+OWN = {
+    "run_glue_topk_kd.sh": f"{TOPK} --final_threshold 0.03 --output_dir cap/0.03/qqp",
+    "run_glue_soft_kd.sh": f"{SOFT} --final_lambda 550 --output_dir soft-cap/550/qqp",
+    "run_squad_topk_kd.sh": f"{TOPK} --final_threshold 0.1 --output_dir cap/0.1/squad",
+    "run_squad_soft_kd.sh": f"{SOFT} --final_lambda 2000 --output_dir soft-cap/2000/squad",
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs a script in a folder with the default teachers; returns what the command was given, word by word."""
+    for name in ("python", "torchrun"):
+        stub = tmp_path / "bin" / name
+        stub.parent.mkdir(exist_ok=True)
+        stub.write_text('#!/bin/sh\nprintf "%s\\n" "$(basename "$0")" "$@" "gpus=$CUDA_VISIBLE_DEVICES"\n')
+        stub.chmod(0o755)
+    for task in ("qqp", "mnli", "rte", "squad"):
+        (tmp_path / "teacher" / task).mkdir(parents=True)
+
+    def call(script: str, *flags: str, status: int = 0, **variables: str) -> list[str]:
+        environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", **variables}
+        done = subprocess.run(
+            ["bash", ROOT / script, *flags], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == status, done.stderr
+        return done.stdout.splitlines() if status == 0 else done.stderr.splitlines()
+
+    return call
+
+
+def flags(words: list[str]) -> dict[str, str]:
+    """Flag -> value, "" for a switch; the last one counts, as on a real command line."""
+    after = [*words[1:], "--"]
+    return {
+        word: "" if value.startswith("--") else value
+        for word, value in zip(words, after, strict=True)
+        if word.startswith("--")
+    }
+
+
+@pytest.mark.parametrize("script", OWN)
+def test_published_values(run, script):
+    python, program, *words, gpus = run(script)
+    kind = next(kind for kind in BOTH if script in kind)
+    assert (python, program) == ("python", f"masked_{script[: script.index('_', 4)]}.py")
+    assert flags(words) == flags(f"{COMMON} {BOTH[kind]} {OWN[script]}".split())
+    assert gpus == "gpus="
+
+
+# What the environment may hold, and the flag in which it must arrive.
+VARIABLES = """OUTPUT output_dir, DATA_DIR data_dir, MODEL model_name_or_path, BATCH per_gpu_train_batch_size, EPOCH
+    num_train_epochs, LR learning_rate, METHOD pruning_method, MASK_LR mask_scores_learning_rate, WARMUP warmup_steps,
+    INITIAL_TH initial_threshold, FINAL_TH final_threshold, REGULARIZATION regularization, FINAL_LAMBDA final_lambda,
+    CONTRASTIVE_TEMPERATURE contrastive_temperature, EXTRA_EXAMPLES extra_examples, ALIGNREP alignrep,
+    CL_UNSUPERVISED_LOSS_WEIGHT cl_unsupervised_loss_weight, TEACHER_TYPE teacher_type, TEACHER_PATH
+    teacher_name_or_path, CE_LOSS_WEIGHT ce_loss_weight, DISTILL_LOSS_WEIGHT distill_loss_weight"""
+
+
+@pytest.mark.parametrize("script", OWN)
+def test_every_variable_is_settable(run, script):
+    wanted = dict(pair.split() for pair in VARIABLES.split(","))
+    if script in GLUE:
+        wanted |= {"TASK": "task_name", "CL_SUPERVISED_LOSS_WEIGHT": "cl_supervised_loss_weight"}
+    if "soft" in script:
+        wanted |= {"TARGET_SPARSITY": "target_sparsity"}
+    variables = {name: f"a {name}" for name in wanted}  # with a space, to see the quoting
+    variables["WARMUP"] = "77"
+    given = flags(run(script, **variables, GPU="3"))
+    assert {flag: given.get(f"--{flag}") for flag in wanted.values()} == {wanted[x]: variables[x] for x in wanted}
+    assert "--warmup_epochs" not in given
+
+
+@pytest.mark.parametrize("script", OWN)
+def test_further_flags_come_last_and_whole(run, script):
+    *_, one, two, three, gpus = run(script, "--seed", "a b", "*", GPU="1,2")
+    assert (one, two, three, gpus) == ("--seed", "a b", "*", "gpus=1,2")
+
+
+@pytest.mark.parametrize("script", OWN)
+def test_several_processes(run, script):
+    launcher, *words = run(script, NPROC="2")
+    assert launcher == "torchrun"
+    assert words[words.index("--nproc_per_node") :][1:3] == ["2", f"masked_{script[: script.index('_', 4)]}.py"]
+
+
+@pytest.mark.parametrize("script", GLUE)
+@pytest.mark.parametrize("task, flag, value", [("mnli", "steps", "12000"), ("rte", "epochs", "1")])
+def test_warmup_of_other_tasks(run, script, task, flag, value):
+    given = flags(run(script, TASK=task))
+    assert {name: x for name, x in given.items() if "--warmup" in name} == {f"--warmup_{flag}": value}
+    assert given["--teacher_name_or_path"] == f"teacher/{task}"
+
+
+def test_output_is_named_after_the_sparsity(run):
+    assert flags(run("run_glue_topk_kd.sh", FINAL_TH="0.5"))["--output_dir"] == "cap/0.5/qqp"
+    assert flags(run("run_glue_soft_kd.sh", FINAL_LAMBDA="190"))["--output_dir"] == "soft-cap/190/qqp"
+    assert flags(run("run_squad_soft_kd.sh", TARGET_SPARSITY="0.97"))["--output_dir"] == "soft-cap/0.97/squad"
+
+
+@pytest.mark.parametrize("script", OWN)
+@pytest.mark.parametrize("path", ["teacher/none", "./none", "/no/where", "../none"])
+def test_missing_teacher_ends_with_the_command_that_trains_it(run, script, path):
+    *_, said, command = run(script, status=2, TEACHER_PATH=path, MODEL="a-model", DATA_DIR="a-folder")
+    assert f"TEACHER_PATH {path}" in said
+    given = flags(command.split())
+    assert command.startswith(f"python masked_{script[: script.index('_', 4)]}.py ")
+    assert (given["--model_type"], given["--output_dir"], given["--data_dir"]) == ("bert", path, "a-folder")
+    assert given["--model_name_or_path"] == "a-model"
+
+
+@pytest.mark.parametrize("script", OWN)
+def test_a_teacher_on_the_hub_is_left_to_the_program(run, script):
+    assert flags(run(script, TEACHER_PATH="someone/bert-qqp"))["--teacher_name_or_path"] == "someone/bert-qqp"
+
+
+@pytest.mark.parametrize("script", OWN)
+def test_demo_is_handed_over(run, script):
+    words = run(script, "--bf16", DEMO="1")
+    assert words[:3] == ["python", "-m", "emmental.demo"]
+    assert words[3].endswith(script)
+    assert words[4] == "--bf16"
