@@ -9,9 +9,11 @@ from argparse import Namespace
 from pathlib import Path
 
 from emmental.arguments import Parser
-from emmental.model.validation import check_masked
+from emmental.model.validation import TOKENIZER_FILES, check_masked, read_config
 from emmental.pruning.methods import METHODS
 from emmental.utils.errors import InputError, run
+
+WRITTEN = {"config.json", "model.safetensors", "model.sparse.safetensors", *TOKENIZER_FILES}
 
 
 def flags() -> Namespace:
@@ -23,8 +25,22 @@ def flags() -> Namespace:
     parser.add_argument("--format", choices=("dense", "sparse"), default="dense")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the stored values")
     parser.add_argument("--compact", action="store_true", help="remove feed-forward neurons that do nothing")
-    parser.add_argument("--overwrite", action="store_true", help="replace the target folder if it is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace a target folder of an earlier call")
     return parser.parse_args()
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuses to remove anything but a folder that holds nothing but a plain BERT as this script writes it."""
+    where = f"--target_model_path {folder}"
+    if not folder.is_dir():
+        raise InputError(f"{where}: is not a folder")
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in WRITTEN or path.is_dir())
+    if not foreign and (folder / "config.json").exists():
+        kind = read_config(str(folder), "--target_model_path").get("model_type")
+        foreign = [] if kind == "bert" else [f"a model of type {kind}"]
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise InputError(f"{where}: holds {foreign[0]}{more}, which bertarize.py does not write; it is not replaced")
 
 
 def main() -> None:
@@ -36,11 +52,14 @@ def main() -> None:
         raise InputError(f"--target_model_path {target}: is or holds the model that is read")
     if target.exists() and not args.overwrite:
         raise InputError(f"--target_model_path {target}: exists; --overwrite replaces it")
+    beside = target.with_name(target.name + ".partial")
+    for folder in (target, beside):  # the second where an earlier call was killed
+        if folder.exists():
+            check_replaceable(folder)
 
     from emmental.export.fold import load_masked, save_folded
 
     model = load_masked(args.model_name_or_path, args.pruning_method, args.threshold)
-    beside = target.with_name(target.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
     try:
         report = save_folded(model, source, beside, args.format, args.dtype, args.compact)

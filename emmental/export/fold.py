@@ -17,16 +17,9 @@ from emmental.model.masked_bert import (
     MaskedBertForSequenceClassification,
     fold,
 )
+from emmental.model.validation import TOKENIZER_FILES
 from emmental.pruning.masked_linear import set_threshold
 from emmental.utils.errors import InputError
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:

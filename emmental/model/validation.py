@@ -14,6 +14,7 @@ from emmental.utils.errors import InputError, tell
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 TOKENIZERS = ("tokenizer.json", "vocab.txt")
+TOKENIZER_FILES = (*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 # what must be a number in a BERT's config, and what it is where the config says nothing
 SIZES = {

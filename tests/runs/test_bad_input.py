@@ -46,6 +46,19 @@ def used(world, folder):
     return file(world, folder).parent
 
 
+def other_folder(name="other", **files):
+    """A folder beside, of files with these JSON objects in them."""
+
+    def make(world, folder):
+        target = folder / name
+        target.mkdir()
+        for name_of_file, content in files.items():
+            (target / name_of_file.replace("__", ".")).write_text(json.dumps(content))
+        return target
+
+    return make
+
+
 def copy(source, remove=(), **files):
     """A copy of a folder of the world, without the files `remove`, and with others: bytes, or new JSON keys."""
 
@@ -105,6 +118,8 @@ SHORT = ["--warmup_steps", 4, "--initial_warmup", 2, "--final_warmup", 3, "--num
 SWAPPED = {"id2label": {"0": "1", "1": "0"}}
 MASKED = {"model_type": "masked_bert", "pruning_method": "topK", "threshold": 0.1}
 MASKED |= {"architectures": ["MaskedBertForSequenceClassification"]}
+OVERWRITE = ["bertarize.py", "--model_name_or_path", teacher("qqp", config__json=MASKED)]
+OVERWRITE += ["--overwrite", "--target_model_path"]
 EMPTY = (8).to_bytes(8, "little") + b"{}      "
 
 # --- The table: task, flags that go wrong, a part of the message
@@ -277,6 +292,23 @@ ROWS = {
         *(None, ["counts_parameters.py", "--serialization_dir", model(config__json=MASKED), "--threshold", 5]),
         "--threshold 5.0: between 0 and 1 with topK",
     ),
+    "folding onto foreign files": (
+        *(None, [*OVERWRITE, other_folder(config__json={"model_type": "bert"}, notes__txt={})]),
+        "other: holds notes.txt, which bertarize.py does not write; it is not replaced",
+    ),
+    "folding onto a training run's folder": (
+        *(None, [*OVERWRITE, other_folder(arguments__json={}, log__jsonl={}, config__json=MASKED)]),
+        "holds arguments.json and 1 more, which bertarize.py does not write",
+    ),
+    "folding onto a masked model": (
+        *(None, [*OVERWRITE, other_folder(config__json=MASKED)]),
+        "holds a model of type masked_bert, which bertarize.py does not write",
+    ),
+    "folding onto a file": (None, [*OVERWRITE, file], "file: is not a folder"),
+    "folding beside foreign files": (
+        *(None, [*OVERWRITE, lambda *at: other_folder("out.partial", notes__txt={})(*at).with_suffix("")]),
+        "out.partial: holds notes.txt, which bertarize.py does not write",
+    ),
     "folding of an unknown method": (
         *(None, ["bertarize.py", "--model_name_or_path", model(), "--pruning_method", "top"]),
         "--pruning_method: invalid choice",
@@ -341,7 +373,7 @@ def command(world, folder, task, flags):
         flags = [*world.command(task), "--do_train", "--do_eval", "--output_dir", out, *flags]
     elif flags[0].startswith("masked_run") and "--output_dir" not in flags:
         flags += ["--output_dir", out]
-    elif flags[0] == "bertarize.py":
+    elif flags[0] == "bertarize.py" and "--target_model_path" not in flags:
         flags += ["--target_model_path", out]
     return flags, out
 
