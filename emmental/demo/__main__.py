@@ -200,6 +200,7 @@ SQUAD = Task(
     teacher=80,
     alone=40,
 )
+ROOT = Path(__file__).parents[2]  # where the scripts are; the demo's own folder is made where it is started
 RECIPE = {"EPOCH": "6", "WARMUP": "30", "EXTRA_EXAMPLES": "256"}
 TRAVEL = {"MASK_LR": "5e-2"}  # published: 1e-2, with which a score could not come from 0 to the cut in so few steps
 SCRIPTS = {
@@ -235,7 +236,7 @@ def teach(task: Task, here: Path, together: Texts, flags: list[object], seed: in
     settings = f"""--model_type bert --model_name_or_path {here}/model --data_dir {here}/data --do_train --do_eval
         --output_dir {here}/teacher --per_gpu_train_batch_size {task.recipe["BATCH"]}
         --learning_rate {task.recipe["LR"]} --num_train_epochs {task.epochs} --save_steps 0"""
-    execute("Its teacher", "python", f"masked_run_{task.name}.py", *settings.split(), *flags)
+    execute("Its teacher", "python", ROOT / f"masked_run_{task.name}.py", *settings.split(), *flags)
     marker.write_text(json.dumps(state))
 
 

@@ -5,6 +5,8 @@ These checks run before torch is imported, so that a wrong folder is answered in
 
 import json
 import os
+import shlex
+import sys
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -27,11 +29,21 @@ SIZES = {
 }
 
 
+# what a teacher must share with its student: texts, how they are cut and tokenised
+OF_DATA = ("task_name", "data_dir", "train_file", "predict_file", "version_2_with_negative", "config_name")
+OF_DATA += ("tokenizer_name", "do_lower_case", "max_seq_length", "doc_stride", "max_query_length", "cache_dir")
+
+
+def is_path(name: str) -> bool:
+    """Whether a model's name is a path; teacher/ is where the shell scripts look for the teachers trained here."""
+    return os.path.exists(name) or name.startswith((".", "/", "~", "teacher/")) or name.count("/") > 1
+
+
 def read_config(name: str, flag: str) -> dict:
     """The config of a model's folder, or of a model on the Hub, as it stands in config.json; `flag` named it."""
     if os.path.isdir(name):
         return _read_json(Path(name) / "config.json", f"{flag} {name}: no model folder, it has no config.json")
-    if os.path.exists(name) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if is_path(name):
         raise InputError(f"{flag} {name}: no such folder")
     from huggingface_hub import hf_hub_download  # only for names of the Hub: half a second
 
@@ -135,8 +147,24 @@ def check_models(args, labels: tuple[str, ...] | None) -> None:
     name, length = args.model_name_or_path, args.max_seq_length
     student = check_student(name, args.config_name, args.tokenizer_name, length, args.trains)
     if args.needs_teacher:
+        check_teacher_exists(args, labels)
         teacher = args.teacher_name_or_path, args.teacher_type
         check_teacher(*teacher, name, student, args.tokenizer_name or name, length, labels)
+
+
+def check_teacher_exists(args, labels: tuple[str, ...] | None) -> None:
+    """Refuses the path of a teacher that is not there, with the command that trains it."""
+    name = args.teacher_name_or_path
+    if os.path.isdir(name) or not is_path(name):
+        return
+    batch, epochs = ("16", "2") if labels is None else ("32", "3")  # as published
+    command = ["python", sys.argv[0], "--model_type", "bert", "--model_name_or_path", args.model_name_or_path]
+    command += ["--output_dir", name, "--do_train", "--do_eval", "--per_gpu_train_batch_size", batch]
+    command += ["--learning_rate", "3e-5", "--num_train_epochs", epochs, "--save_steps", "0"]
+    for flag in OF_DATA:
+        if (value := getattr(args, flag, None)) != getattr(type(args), flag, None):
+            command += [f"--{flag}"] if value is True else [f"--{flag}", str(value)]
+    raise InputError(f"--teacher_name_or_path {name}: no such folder; this trains it: {shlex.join(command)}")
 
 
 def check_masked(name: str, flag: str, pruning_method: str | None, threshold: float | None) -> None:

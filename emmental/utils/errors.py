@@ -31,7 +31,7 @@ def run(main: Callable[[], None]) -> None:
     except (InputError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in DISK:
             raise
-        script, line = os.path.basename(sys.argv[0]), " ".join(str(error).split())
+        script, line = os.path.basename(sys.argv[0]), " ".join(str(error).splitlines())
         where = f" [process {os.environ['RANK']}]" if "RANK" in os.environ else ""
         print(f"{script}: error:{where} {line}", file=sys.stderr)
         sys.exit(2)

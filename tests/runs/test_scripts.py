@@ -1,7 +1,9 @@
 """The shell scripts: what they pass on, seen by a stand-in for `python` and `torchrun` that prints its arguments."""
 
 import os
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ GLUE, SQUAD = ("run_glue_topk_kd.sh", "run_glue_soft_kd.sh"), ("run_squad_topk_k
 COMMON = """--model_type masked_bert --model_name_or_path bert-base-uncased --do_train --do_eval --num_train_epochs 10
     --learning_rate 3e-5 --mask_scores_learning_rate 1e-2 --mask_init constant --mask_scale 0 --use_contrastive_loss
     --contrastive_temperature 0.1 --extra_examples 4096 --alignrep cls --use_distill --teacher_type bert
-    --ce_loss_weight 0.1 --distill_loss_weight 0.9 --save_steps 30000"""
+    --ce_loss_weight 0.1 --distill_loss_weight 0.9 --save_steps 30000 --seed 42"""
 BOTH = {
     GLUE: """--task_name qqp --per_gpu_train_batch_size 32 --warmup_steps 11000 --initial_warmup 2 --final_warmup 3
         --cl_unsupervised_loss_weight 0.1 --cl_supervised_loss_weight 10 --teacher_name_or_path teacher/qqp""",
@@ -21,10 +23,10 @@ BOTH = {
 TOPK = "--pruning_method topK --initial_threshold 1 --regularization null --final_lambda 0"
 SOFT = "--pruning_method sigmoied_threshold --initial_threshold 0 --final_threshold 0.1 --regularization l1"
 OWN = {
-    "run_glue_topk_kd.sh": f"{TOPK} --final_threshold 0.03 --output_dir cap/0.03/qqp",
-    "run_glue_soft_kd.sh": f"{SOFT} --final_lambda 550 --output_dir soft-cap/550/qqp",
-    "run_squad_topk_kd.sh": f"{TOPK} --final_threshold 0.1 --output_dir cap/0.1/squad",
-    "run_squad_soft_kd.sh": f"{SOFT} --final_lambda 2000 --output_dir soft-cap/2000/squad",
+    "run_glue_topk_kd.sh": f"{TOPK} --final_threshold 0.03 --output_dir cap/keep-0.03/qqp",
+    "run_glue_soft_kd.sh": f"{SOFT} --final_lambda 550 --output_dir soft-cap/lambda-550/qqp",
+    "run_squad_topk_kd.sh": f"{TOPK} --final_threshold 0.1 --output_dir cap/keep-0.1/squad",
+    "run_squad_soft_kd.sh": f"{SOFT} --final_lambda 2000 --output_dir soft-cap/lambda-2000/squad",
 }
 
 
@@ -64,7 +66,7 @@ def flags(words: list[str]) -> dict[str, str]:
 def test_published_values(run, script):
     python, program, *words, gpus = run(script)
     kind = next(kind for kind in BOTH if script in kind)
-    assert (python, program) == ("python", f"masked_{script[: script.index('_', 4)]}.py")
+    assert (python, Path(program).name) == ("python", f"masked_{script[: script.index('_', 4)]}.py")
     assert flags(words) == flags(f"{COMMON} {BOTH[kind]} {OWN[script]}".split())
     assert gpus == "gpus="
 
@@ -75,7 +77,8 @@ VARIABLES = """OUTPUT output_dir, DATA_DIR data_dir, MODEL model_name_or_path, B
     INITIAL_TH initial_threshold, FINAL_TH final_threshold, REGULARIZATION regularization, FINAL_LAMBDA final_lambda,
     CONTRASTIVE_TEMPERATURE contrastive_temperature, EXTRA_EXAMPLES extra_examples, ALIGNREP alignrep,
     CL_UNSUPERVISED_LOSS_WEIGHT cl_unsupervised_loss_weight, TEACHER_TYPE teacher_type, TEACHER_PATH
-    teacher_name_or_path, CE_LOSS_WEIGHT ce_loss_weight, DISTILL_LOSS_WEIGHT distill_loss_weight"""
+    teacher_name_or_path, CE_LOSS_WEIGHT ce_loss_weight, DISTILL_LOSS_WEIGHT distill_loss_weight,
+    SEED seed"""
 
 
 @pytest.mark.parametrize("script", OWN)
@@ -83,8 +86,7 @@ def test_every_variable_is_settable(run, script):
     wanted = dict(pair.split() for pair in VARIABLES.split(","))
     if script in GLUE:
         wanted |= {"TASK": "task_name", "CL_SUPERVISED_LOSS_WEIGHT": "cl_supervised_loss_weight"}
-    if "soft" in script:
-        wanted |= {"TARGET_SPARSITY": "target_sparsity"}
+    wanted |= {"TARGET_SPARSITY": "target_sparsity"}
     variables = {name: f"a {name}" for name in wanted}  # with a space, to see the quoting
     variables["WARMUP"] = "77"
     given = flags(run(script, **variables, GPU="3"))
@@ -102,7 +104,8 @@ def test_further_flags_come_last_and_whole(run, script):
 def test_several_processes(run, script):
     launcher, *words = run(script, NPROC="2")
     assert launcher == "torchrun"
-    assert words[words.index("--nproc_per_node") :][1:3] == ["2", f"masked_{script[: script.index('_', 4)]}.py"]
+    processes, program = words[words.index("--nproc_per_node") :][1:3]
+    assert (processes, Path(program).name) == ("2", f"masked_{script[: script.index('_', 4)]}.py")
 
 
 @pytest.mark.parametrize("script", GLUE)
@@ -113,21 +116,90 @@ def test_warmup_of_other_tasks(run, script, task, flag, value):
     assert given["--teacher_name_or_path"] == f"teacher/{task}"
 
 
-def test_output_is_named_after_the_sparsity(run):
-    assert flags(run("run_glue_topk_kd.sh", FINAL_TH="0.5"))["--output_dir"] == "cap/0.5/qqp"
-    assert flags(run("run_glue_soft_kd.sh", FINAL_LAMBDA="190"))["--output_dir"] == "soft-cap/190/qqp"
-    assert flags(run("run_squad_soft_kd.sh", TARGET_SPARSITY="0.97"))["--output_dir"] == "soft-cap/0.97/squad"
+def test_output_says_what_its_number_means(run):
+    assert flags(run("run_glue_topk_kd.sh", FINAL_TH="0.5"))["--output_dir"] == "cap/keep-0.5/qqp"
+    assert flags(run("run_glue_soft_kd.sh", FINAL_LAMBDA="190"))["--output_dir"] == "soft-cap/lambda-190/qqp"
+    assert flags(run("run_squad_soft_kd.sh", TARGET_SPARSITY="0.97"))["--output_dir"] == "soft-cap/sparsity-0.97/squad"
+    magnitude = run("run_squad_topk_kd.sh", METHOD="magnitude", CONTRAST="0", DISTILL="0")
+    assert flags(magnitude)["--output_dir"] == "magnitude-no-kd/keep-0.1/squad"
+
+
+CONTRAST = {
+    *("--use_contrastive_loss", "--contrastive_temperature", "--extra_examples", "--alignrep"),
+    *("--cl_unsupervised_loss_weight", "--cl_supervised_loss_weight"),
+}
+DISTILL = {"--use_distill", "--distill_loss_weight"}
+TEACHER = {"--teacher_type", "--teacher_name_or_path"}
 
 
 @pytest.mark.parametrize("script", OWN)
-@pytest.mark.parametrize("path", ["teacher/none", "./none", "/no/where", "../none"])
-def test_missing_teacher_ends_with_the_command_that_trains_it(run, script, path):
-    *_, said, command = run(script, status=2, TEACHER_PATH=path, MODEL="a-model", DATA_DIR="a-folder")
-    assert f"TEACHER_PATH {path}" in said
-    given = flags(command.split())
-    assert command.startswith(f"python masked_{script[: script.index('_', 4)]}.py ")
-    assert (given["--model_type"], given["--output_dir"], given["--data_dir"]) == ("bert", path, "a-folder")
-    assert given["--model_name_or_path"] == "a-model"
+def test_contrast_and_distillation_can_be_left_out(run, script):
+    published = flags(run(script))
+
+    def without(left_out: set[str], ce_loss_weight: str) -> dict[str, str]:
+        kept = {flag: value for flag, value in published.items() if flag not in left_out}
+        return kept | {"--output_dir": "o", "--ce_loss_weight": ce_loss_weight}
+
+    assert flags(run(script, OUTPUT="o", CONTRAST="0")) == without(CONTRAST, "0.1")
+    assert flags(run(script, OUTPUT="o", DISTILL="0")) == without(DISTILL, "1")
+    assert flags(run(script, OUTPUT="o", DISTILL="0", CONTRAST="0")) == without(CONTRAST | DISTILL | TEACHER, "1")
+    assert flags(run(script, DISTILL="0", CE_LOSS_WEIGHT="3"))["--ce_loss_weight"] == "3"
+
+
+@pytest.mark.parametrize("script", OWN)
+@pytest.mark.parametrize("number", ["0", "-1", "two", "1.5", "1 2"])
+def test_process_counts_that_are_none_are_refused(run, script, number):
+    (line,) = run(script, status=2, NPROC=number)
+    assert f"NPROC {number}: a number, at least 1" in line
+
+
+@pytest.mark.parametrize("script", OWN)
+def test_the_program_lies_beside_the_script(run, script):
+    """The fixture runs in another folder than the scripts' own."""
+    assert Path(run(script)[1]) == ROOT / f"masked_{script[: script.index('_', 4)]}.py"
+
+
+LENGTHS = {GLUE: ["--max_seq_length", "64"], SQUAD: "--max_seq_length 64 --doc_stride 16 --max_query_length 16".split()}
+
+
+def really(script: str, folder: Path, **variables: str) -> str:
+    """Runs a script and its program in `folder`; returns the one line on which it ends with status 2."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {"PATH": path, "HF_HUB_OFFLINE": "1", **variables}
+    lengths = next(lengths for kind, lengths in LENGTHS.items() if script in kind)  # the tiny models'
+    command = ["bash", ROOT / script, *lengths, "--do_lower_case"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("script", OWN)
+def test_a_missing_teacher_is_answered_with_the_command_that_trains_it(world, tmp_path, script):
+    """Pasted into a shell, that command is the very one, also where names hold spaces."""
+    model, data = tmp_path / "a  model", tmp_path / "the data"
+    model.symlink_to(world.model)
+    line = really(script, tmp_path, MODEL="a  model", DATA_DIR=str(data), TEACHER_PATH="./no teacher", TASK="mrpc")
+    assert "--teacher_name_or_path ./no teacher: no such folder" in line
+    advice = line[line.index("python ") :]
+    pasted = shlex.split(advice)
+    assert Path(pasted[1]) == ROOT / f"masked_{script[: script.index('_', 4)]}.py"
+    given = flags(pasted[1:])
+    assert (given["--model_type"], given["--output_dir"]) == ("bert", "./no teacher")
+    assert (given["--model_name_or_path"], given["--data_dir"]) == ("a  model", str(data))
+    assert given.get("--task_name") == ("mrpc" if script in GLUE else None)
+    assert (given["--max_seq_length"], given["--do_lower_case"]) == ("64", "")
+
+
+@pytest.mark.parametrize("script", OWN)
+def test_the_default_teacher_is_looked_for_in_the_users_folder_alone(world, tmp_path, script):
+    line = really(script, tmp_path, MODEL=str(world.model))
+    assert "--teacher_name_or_path teacher/" in line and "no such folder; this trains it: python " in line
+
+
+@pytest.mark.parametrize("script", [script for script in OWN if "topk" in script])
+def test_topk_has_no_target_sparsity(tmp_path, script):
+    assert "--target_sparsity: topK fixes its sparsity" in really(script, tmp_path, TARGET_SPARSITY="0.9")
 
 
 @pytest.mark.parametrize("script", OWN)
