@@ -95,21 +95,33 @@ def mask_linears(encoder: nn.Module, pruning_method: str, mask_init: str, mask_s
 def set_threshold(model: nn.Module, threshold: float) -> None:
     """Sets the threshold of every MaskedLinear and makes its mask anew from the present scores and weights.
 
-    Matrices of one shape are done together on a device, where many small kernels would cost more than the work; a CPU
-    takes them one by one and so need not copy them.
+    Matrices of one size are done together on a device, see `equal_sized`.
+    """
+    linears = list(masked_linears(model).values())
+    for linear in linears:
+        linear.threshold = threshold
+    for group in equal_sized([linear for linear in linears if not linear.method.smooth]):
+        masks = binary_mask(group[0].method, stack_rows([linear.ranking for linear in group]), threshold)
+        for linear, mask in zip(group, masks, strict=True):
+            linear.mask = mask.view_as(linear.weight)
+
+
+def equal_sized(linears: list[MaskedLinear]) -> list[list[MaskedLinear]]:
+    """Groups of matrices of one method and as many elements, to be computed as rows of one tensor.
+
+    A device then launches one kernel where it would launch dozens; the CUDA topk also wants more than ten rows at a
+    time, since fewer long ones it sorts. A CPU takes each matrix alone and so need not copy them.
     """
     groups = defaultdict(list)
-    for number, linear in enumerate(masked_linears(model).values()):
-        linear.threshold = threshold
-        if linear.method.smooth:
-            continue
+    for number, linear in enumerate(linears):
         alone = number if linear.weight.device.type == "cpu" else None
-        groups[linear.method, linear.weight.shape, alone].append(linear)
-    for (method, _, alone), linears in groups.items():
-        rankings = [linear.ranking for linear in linears]
-        values = rankings[0][None] if alone is not None else torch.stack(rankings)
-        for linear, mask in zip(linears, binary_mask(method, values, threshold), strict=True):
-            linear.mask = mask
+        groups[linear.method, linear.weight.numel(), alone].append(linear)
+    return list(groups.values())
+
+
+def stack_rows(matrices: list[torch.Tensor]) -> torch.Tensor:
+    """Matrices of n elements each as rows, (matrices, n); of a single one no copy is made."""
+    return matrices[0].flatten()[None] if len(matrices) == 1 else torch.stack([x.flatten() for x in matrices])
 
 
 @torch.no_grad()

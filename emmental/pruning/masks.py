@@ -28,7 +28,7 @@ def top_mask(values: torch.Tensor, kept: int) -> torch.Tensor:
         for row, kept_row in zip(values.float().numpy(), mask.numpy(), strict=True):
             _top_row(row, kept, kept_row)
         return mask.to(values.dtype)
-    cut = _bisect(values, kept)
+    cut = _row_cuts(values, kept)
     above, tied = values > cut, values == cut
     missing = kept - above.sum(-1, keepdim=True)
     counted = tied.flatten().cumsum(0, dtype=torch.int32).view_as(tied)  # in one scan: few long rows are slow to scan
@@ -44,25 +44,36 @@ def _top_row(row: np.ndarray, kept: int, mask: np.ndarray) -> None:
         mask[np.flatnonzero(row == cut)[-surplus:]] = 0
 
 
+def _row_cuts(values: torch.Tensor, kept: int) -> torch.Tensor:
+    """The `kept`-th largest of each row, (matrices, 1), without waiting for the device.
+
+    Of the kept and the rest, topk selects whichever are fewer: that is less to write.
+    """
+    rest = values.shape[-1] - kept
+    if kept <= rest:
+        return values.topk(kept, sorted=False).values.amin(-1, keepdim=True)
+    return values.topk(rest + 1, largest=False, sorted=False).values.amax(-1, keepdim=True)
+
+
 def kth_largest(values: torch.Tensor, k: int) -> float:
     """The `k`-th largest of `values` (numel,), exactly."""
     if values.device.type == "cpu":
         return float(np.partition(values.numpy(), len(values) - k)[len(values) - k])
-    return _bisect(values[None], k).item()
+    return _bisect(values, k).item()
 
 
-def _bisect(values: torch.Tensor, kept: int) -> torch.Tensor:
-    """The `kept`-th largest of each row, (matrices, 1), found bit by bit without waiting for the device.
+def _bisect(values: torch.Tensor, k: int) -> torch.Tensor:
+    """The `k`-th largest of `values` (numel,), a scalar, found bit by bit.
 
-    A float's bits, read as an integer, order as the floats do once the negative ones are turned around; so 32 counts
-    over the whole batch of matrices pin the cut down exactly.
+    For one long row, which topk would sort: 85 million scores take it 2 GB of memory. A float's bits, read as an
+    integer, order as the floats do once the negative ones are turned around; so 32 counts pin the value down exactly.
     """
     bits = values.float().view(torch.int32)
     keys = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    low = torch.full_like(keys[:, :1], torch.iinfo(torch.int32).min)
+    low = torch.full_like(keys[0], torch.iinfo(torch.int32).min)
     for bit in range(31, -1, -1):
         raised = torch.zeros_like(low) if bit == 31 else low + (1 << bit)
-        low = torch.where((keys >= raised).sum(-1, keepdim=True) >= kept, raised, low)
+        low = torch.where((keys >= raised).sum() >= k, raised, low)
     return torch.where(low < 0, low ^ 0x7FFFFFFF, low).view(torch.float32).to(values.dtype)
 
 

@@ -22,8 +22,8 @@ from emmental import (
     MaskedLinear,
     set_threshold,
 )
-from emmental.pruning.masked_linear import kept_weights, masked_linears
-from emmental.pruning.masks import _bisect, above_mask, binary_mask, hard_concrete, top_mask
+from emmental.pruning.masked_linear import equal_sized, kept_weights, masked_linears
+from emmental.pruning.masks import above_mask, binary_mask, hard_concrete, kth_largest, top_mask
 from emmental.pruning.methods import METHODS
 from emmental.pruning.schedule import global_cut
 
@@ -109,20 +109,19 @@ def test_top_mask_takes_rows_apart_at_every_count():
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(rows, min_size=1, max_size=3), st.data())
-def test_bisect_finds_the_sorts_cut(many, data):
-    width = min(map(len, many))
-    values = torch.tensor([row[:width] for row in many])
-    kept = data.draw(st.integers(1, width))
-    expected = [sorted(row, reverse=True)[kept - 1] for row in values.tolist()]
-    assert _bisect(values, kept).flatten().tolist() == expected
+@given(rows, st.data())
+def test_kth_largest_is_a_sorts(row, data):
+    k = data.draw(st.integers(1, len(row)))
+    values = torch.tensor(row)
+    expected = sorted(values.tolist(), reverse=True)[k - 1]
+    assert kth_largest(values, k) == kth_largest(elsewhere(values), k) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_bisect_in_half_precision(dtype):
-    values = torch.randn(2, 100).to(dtype)
-    for kept in (1, 17, 100):
-        assert torch.equal(_bisect(values, kept)[:, 0], values.sort(-1, descending=True).values[:, kept - 1])
+def test_kth_largest_in_half_precision(dtype):
+    values = torch.randn(100).to(dtype)
+    for k in (1, 17, 100):
+        assert kth_largest(elsewhere(values), k) == sorted(values.tolist(), reverse=True)[k - 1]
 
 
 @settings(max_examples=100, deadline=None)
@@ -151,6 +150,14 @@ def test_matrices_together_are_masked_as_each_alone(method):
     assert alone.dtype == values.dtype and set(alone.unique().tolist()) == {0.0, 1.0}
     assert torch.equal(binary_mask(METHODS[method], values, THRESHOLDS[method]), alone)
     assert torch.equal(plain(binary_mask(METHODS[method], elsewhere(values), THRESHOLDS[method])), alone)
+
+
+def test_a_device_masks_bert_base_in_two_groups_of_more_than_ten_rows():
+    with torch.device("meta"):
+        base = MaskedBertForSequenceClassification(MaskedBertConfig())
+    groups = equal_sized(list(masked_linears(base).values()))
+    assert [(len(group), group[0].weight.numel()) for group in groups] == [(48, 768 * 768), (24, 768 * 3072)]
+    assert all(len(group) == 1 for group in equal_sized(list(masked_linears(masked()).values())))  # on a CPU
 
 
 def test_l0_is_drawn_while_training_only():
