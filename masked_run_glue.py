@@ -31,51 +31,44 @@ def main() -> None:
     task = glue.TASKS[args.task_name]
     check_models(args, task.labels)
     train_rows = read(args, "train") if args.do_train else None
-    plan = args.plan(len(train_rows)) if args.do_train else None
+    if args.do_train:
+        args.plan(len(train_rows))  # refused here if warm-ups outlast the run
     dev_rows = {split: read(args, split) for split in task.dev} if args.do_eval else {}
 
     from emmental import experiment
-    from emmental.contrast.encoding import predict
-    from emmental.model import loading
+    from emmental.data.cache import cache_folder
+    from emmental.model.inference import predict
+    from emmental.model.loading import load_tokenizer
     from emmental.model.masked_bert import MaskedBertForSequenceClassification
 
     precision = experiment.prepare(args)
-    tokenizer = loading.load_tokenizer(args)
+    tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path, args.do_lower_case)
 
-    def encode(rows: glue.Rows):
-        return glue.encode(
+    def tokenise(rows: glue.Rows):
+        return glue.tokenise(
             rows,
             tokenizer,
             task=args.task_name,
             max_seq_length=args.max_seq_length,
-            cache_dir=loading.cache_folder(args),
+            pad_to_max_length=args.pad_to_max_length,
+            cache_dir=cache_folder(args.cache_dir),
             overwrite_cache=args.overwrite_cache,
         )
 
-    dev_sets = {split: encode(rows) for split, rows in dev_rows.items()}
+    dev_sets = {split: tokenise(rows) for split, rows in dev_rows.items()}
 
     def evaluate(model, folder: Path) -> dict[str, float]:
         results = {}
         for split, examples in dev_sets.items():
-            (logits,), _ = predict(model, examples, precision, split, experiment.full_length(args))
+            (logits,), _ = predict(model, examples, precision, split)
             metrics = glue.metrics(args.task_name, logits.numpy(), examples.labels[0].numpy())
             mismatched = split.endswith("mismatched")
             results |= {f"{name}_mm" if mismatched else name: value for name, value in metrics.items()}
         return results
 
-    experiment.run(
-        args,
-        MaskedBertForSequenceClassification,
-        task.labels,
-        tokenizer,
-        plan,
-        encode(train_rows) if plan else None,
-        evaluate,
-        precision,
-        first_step=0,
-        # a regression has no labels to contrast by
-        supervised_weight=args.cl_supervised_loss_weight if task.labels else 0.0,
-    )
+    train_set = tokenise(train_rows) if args.do_train else None
+    cap_task = experiment.Task(MaskedBertForSequenceClassification, task.labels, train_set, evaluate)
+    experiment.run(args, cap_task, tokenizer, precision)
 
 
 if __name__ == "__main__":

@@ -37,38 +37,39 @@ def main() -> None:
     dev_questions = read(args, "dev", args.predict_file) if args.do_eval else None
 
     from emmental import experiment
-    from emmental.contrast.encoding import predict
-    from emmental.model import loading
+    from emmental.data.cache import cache_folder
+    from emmental.model.inference import predict
+    from emmental.model.loading import load_tokenizer
     from emmental.model.masked_bert import MaskedBertForQuestionAnswering
     from emmental.utils import distributed
 
     precision = experiment.prepare(args)
-    tokenizer = loading.load_tokenizer(args)
+    tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path, args.do_lower_case)
 
-    def cut(questions: squad.Questions, training: bool) -> squad.Windows:
-        windows = squad.windows(
+    def windows(questions: squad.Questions, training: bool) -> squad.Windows:
+        made = squad.windows(
             questions,
             tokenizer,
             max_seq_length=args.max_seq_length,
+            pad_to_max_length=args.pad_to_max_length,
             doc_stride=args.doc_stride,
             max_query_length=args.max_query_length,
             training=training,
-            cache_dir=loading.cache_folder(args),
+            cache_dir=cache_folder(args.cache_dir),
             overwrite_cache=args.overwrite_cache,
         )
-        notes, what = (windows.skipped, "left out") if training else (questions.notes, "doubtful")
+        notes, what = (made.skipped, "left out") if training else (questions.notes, "doubtful")
         report(questions.source, notes, what, args.verbose_logging)
-        return windows
+        return made
 
-    plan = train_windows = None
+    train_set = windows(train_questions, training=True).examples if args.do_train else None
     if args.do_train:
-        train_windows = cut(train_questions, training=True)
-        plan = args.plan(len(train_windows.examples))
-    dev_windows = cut(dev_questions, training=False) if args.do_eval else None
+        args.plan(len(train_set))  # refused here if warm-ups outlast the run
+    dev_windows = windows(dev_questions, training=False) if args.do_eval else None
 
     def evaluate(model, folder: Path) -> dict[str, float]:
         examples = dev_windows.examples
-        spans, _ = predict(model, examples, precision, "dev", experiment.full_length(args))
+        spans, _ = predict(model, examples, precision, "dev")
         start, end = (examples.ragged(logits.numpy()) for logits in spans)
         predictions, nbest, null_odds = squad_metrics.predict(
             dev_windows,
@@ -83,18 +84,9 @@ def main() -> None:
             squad_metrics.save(folder, "", predictions, nbest, null_odds)
         return squad_metrics.evaluate(dev_questions, predictions, null_odds)
 
-    experiment.run(
-        args,
-        MaskedBertForQuestionAnswering,
-        None,
-        tokenizer,
-        plan,
-        train_windows.examples if plan else None,
-        evaluate,
-        precision,
-        first_step=1,  # as released: the schedule counts from 1 on SQuAD (quirk 34)
-        supervised_weight=0.0,
-    )
+    # as released: the schedule counts from 1 on SQuAD (D13)
+    task = experiment.Task(MaskedBertForQuestionAnswering, None, train_set, evaluate, first_step=1)
+    experiment.run(args, task, tokenizer, precision)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,14 @@ from emmental.utils.files import digest, whole
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A bank's rows for one batch: `own` (batch, R, hidden), `extra` (E, R, hidden), which examples, their labels."""
+class BankSample:
+    """A bank's rows for one batch, those of its own examples (batch, R, hidden) and of extra ones (E, R, hidden).
 
-    own: torch.Tensor
-    extra: torch.Tensor
+    `extra_index` and `extra_labels` (E,) say which the extra examples are; the labels are None where none were given.
+    """
+
+    batch_rows: torch.Tensor
+    extra_rows: torch.Tensor
     extra_index: torch.Tensor
     extra_labels: torch.Tensor | None
 
@@ -28,7 +31,7 @@ class Drawn:
 def sample(examples: int, count: int, seed: tuple[int, ...]) -> np.ndarray:
     """`count` different examples, or all where there are fewer, (count,); a function of the seed alone.
 
-    as released: batch examples may be among them (quirk 3).
+    as released: batch examples may be among them (D2).
     """
     return np.random.default_rng(seed).choice(examples, min(count, examples), replace=False, shuffle=False)
 
@@ -36,11 +39,12 @@ def sample(examples: int, count: int, seed: tuple[int, ...]) -> np.ndarray:
 class Bank:
     """L2-normalised representations: R columns of (examples, hidden), and the files in `folder` that hold them.
 
-    A column is on `device` if it leaves half of the free memory there, else in host memory.
+    A column is on `device` if it leaves half of the free memory there, else in host memory. `dropout` says whether
+    it is on while a column is encoded.
     """
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
-        self.folder, self.device, self.dtype = folder, device, dtype
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, dropout: bool = False):
+        self.folder, self.device, self.dtype, self.dropout = folder, device, dtype, dropout
         self.columns: list[torch.Tensor] = []
         self.files: dict[str, list[int]] = {}  # name -> size and checksum, as checkpoints refer to them
 
@@ -73,15 +77,15 @@ class Bank:
         parts = [rows.to(self.device, non_blocking=True) for rows in drawn]
         return (torch.stack(parts, dim=1) if len(parts) > 1 else parts[0][:, None]).float()
 
-    def draw(self, index: torch.Tensor, labels: torch.Tensor | None, extra: int, seed: tuple[int, ...]) -> Drawn:
-        """The batch's own rows and those of extra // R other examples, `extra` rows in all (quirk 5, as released).
+    def draw(self, index: torch.Tensor, labels: torch.Tensor | None, extra: int, seed: tuple[int, ...]) -> BankSample:
+        """The batch's own rows and those of extra // R other examples, `extra` rows in all (D3, as released).
 
         `index` (batch,); `labels` (examples,), those of the whole set, or None.
         """
         others = torch.from_numpy(sample(len(self.columns[0]), extra // len(self.columns), seed))
-        return Drawn(
-            own=self.rows(index),
-            extra=self.rows(others),
+        return BankSample(
+            batch_rows=self.rows(index),
+            extra_rows=self.rows(others),
             extra_index=others.to(self.device, non_blocking=True),
             extra_labels=None if labels is None else labels[others].to(self.device, non_blocking=True),
         )

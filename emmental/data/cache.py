@@ -15,6 +15,13 @@ def described(tokenizer) -> dict:
     return json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}  # its last call's
 
 
+def cache_folder(cache_dir: str) -> Path:
+    """Where tokenised sets are kept, below `cache_dir` or else Hugging Face's own."""
+    import datasets
+
+    return Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "emmental"
+
+
 def cached_map(dataset, function, file: Path, overwrite: bool):
     """The Arrow table of `function` mapped over batches of `dataset`'s columns, read from `file` if that holds it.
 

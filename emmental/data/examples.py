@@ -16,13 +16,15 @@ class Examples:
     """A tokenised set.
 
     `input_ids` and `token_type_ids`: (tokens,); `offsets`: (examples + 1,), from 0; `labels`: one (examples,) tensor
-    per classification, that is one for a sentence task and two, start and end position, for a span.
+    per classification, that is one for a sentence task and two, start and end position, for a span. `pad_to`: the
+    length to which every batch is padded; None: its longest example's.
     """
 
     input_ids: np.ndarray
     token_type_ids: np.ndarray
     offsets: np.ndarray
     labels: tuple[torch.Tensor, ...]
+    pad_to: int | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -32,13 +34,22 @@ class Examples:
         """Tokens of each example, (examples,)."""
         return np.diff(self.offsets)
 
-    def inputs(self, index: np.ndarray, length: int | None = None) -> dict[str, torch.Tensor]:
-        """The padded model inputs of the examples `index`, each (batch, length).
+    @property
+    def padded_lengths(self) -> np.ndarray:
+        """The least length of a batch that holds the example, for each, (examples,)."""
+        return self.lengths if self.pad_to is None else np.full(len(self), self.pad_to)
 
-        `length` defaults to the longest of them; padding is token 0, BERT's [PAD].
+    def padded_length(self, index: np.ndarray) -> int:
+        """The length of a batch of the examples `index`."""
+        return int(self.lengths[index].max()) if self.pad_to is None else self.pad_to
+
+    def inputs(self, index: np.ndarray, length: int | None = None) -> dict[str, torch.Tensor]:
+        """The padded model inputs of the examples `index`, each (batch, length); padding is token 0, BERT's [PAD].
+
+        `length` is given where they are only a part of a batch.
         """
         starts, lengths = self.offsets[index], self.offsets[np.asarray(index) + 1] - self.offsets[index]
-        length = int(lengths.max()) if length is None else length
+        length = self.padded_length(index) if length is None else length
         real = np.arange(length) < lengths[:, None]
         tokens = (starts[:, None] + np.arange(length))[real]
         padded = {"attention_mask": torch.from_numpy(real.astype(np.int64))}

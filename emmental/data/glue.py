@@ -161,7 +161,7 @@ def from_hub(task: str, split: str, cache_dir: str | Path | None = None, path: s
     return Rows(source, *(*texts, None)[:2], labels)
 
 
-def encode(
+def tokenise(
     rows: Rows,
     tokenizer,
     *,
@@ -169,11 +169,13 @@ def encode(
     max_seq_length: int,
     cache_dir: str | Path,
     overwrite_cache: bool = False,
+    pad_to_max_length: bool = False,
 ) -> "Examples":
     """Tokenise with a fast BERT tokenizer: `[CLS] first [SEP]` or `[CLS] first [SEP] second [SEP]`, not padded.
 
-    What exceeds `max_seq_length` (at least 4) tokens is cut, longest first. The tokens are kept in `cache_dir` under a
-    key of all they depend on. Labels: one tensor (examples,), int64, or float32 for a regression.
+    What exceeds `max_seq_length` (at least 4) tokens is cut, longest first; with `pad_to_max_length` batches are padded
+    to it. The tokens are kept in `cache_dir` under a key of all they depend on. Labels: one tensor (examples,), int64,
+    or float32 for a regression.
     """
     import datasets
     import pyarrow.compute as pc
@@ -181,7 +183,7 @@ def encode(
 
     from emmental.data.examples import Examples
 
-    def tokenise(*texts: list[str]) -> dict:
+    def of_batch(*texts: list[str]) -> dict:
         # Truncation by the tokenizer also builds all that it cuts off, for a pair every combination of both overflows:
         # a minute for 20,000 words each, growing with the square. Cutting afterwards gives the same tokens.
         batch = tokenizer(*texts, return_token_type_ids=True, return_attention_mask=False, verbose=False)
@@ -193,11 +195,11 @@ def encode(
     content = json.dumps([FORMAT, max_seq_length, described(tokenizer), rows.first, rows.second]).encode()
     file = Path(cache_dir) / f"glue-{hashlib.sha256(content).hexdigest()[:32]}.arrow"
     texts = {"first": rows.first} | ({"second": rows.second} if rows.second is not None else {})
-    table = cached_map(datasets.Dataset.from_dict(texts), tokenise, file, overwrite_cache)
+    table = cached_map(datasets.Dataset.from_dict(texts), of_batch, file, overwrite_cache)
     ids, types = (pc.list_flatten(table[name]).to_numpy() for name in ("input_ids", "token_type_ids"))
     offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(table["input_ids"]).to_numpy(), dtype=np.int64)])
     labels = torch.tensor(rows.labels, dtype=torch.int64 if TASKS[task].labels else torch.float32)
-    return Examples(ids, types, offsets, (labels,))
+    return Examples(ids, types, offsets, (labels,), max_seq_length if pad_to_max_length else None)
 
 
 def _longest_first(ids: list[int], types: list[int], limit: int) -> None:

@@ -1,7 +1,7 @@
 """SQuAD v1.1 and v2.0: the official JSON files read and checked, and passages cut into overlapping windows.
 
 A window is `[CLS] question [SEP] piece of the passage [SEP]`; it is what the banks of CAP (arXiv 2112.07198) call an
-example here. Windows keep the character offsets of their tokens, from which squad_answers.py takes the answer texts.
+example here. Windows keep the character offsets of their tokens, from which squad_metrics.py takes the answer texts.
 Reading needs neither torch nor datasets, so that a bad file is refused in a moment; they are imported where used.
 """
 
@@ -185,6 +185,7 @@ def windows(
     training: bool,
     cache_dir: str | Path,
     overwrite_cache: bool = False,
+    pad_to_max_length: bool = False,
 ) -> Windows:
     """The windows of `questions` under a fast BERT tokenizer, kept in `cache_dir` under a key of all they depend on.
 
@@ -217,7 +218,8 @@ def windows(
         raise InputError(f"{questions.source}: no question is fit for training; {skipped[0][0]!r}: {skipped[0][1]}")
     offsets = np.concatenate([[0], np.cumsum(column("size"))])
     labels = tuple(torch.tensor(column(name)) for name in ("start", "end"))
-    examples = Examples(column("input_ids"), column("token_type_ids"), offsets, labels)
+    pad_to = max_seq_length if pad_to_max_length else None
+    examples = Examples(column("input_ids"), column("token_type_ids"), offsets, labels, pad_to)
     along = (column(name) for name in ("question", "char_start", "char_end", "max_context"))
     return Windows(questions, examples, *along, skipped)
 

@@ -134,12 +134,12 @@ def pretrain(folder: Path, pairs: Texts, seed: int) -> None:
 
 def classify(model, tokenizer, here: Path) -> dict[str, float]:
     """Accuracy and F1 on dev.tsv, in per cent."""
-    from emmental.contrast.encoding import predict
     from emmental.data import glue
-    from emmental.training.loop import Precision
+    from emmental.model.inference import predict
+    from emmental.utils.precision import Precision
 
     rows = glue.read("qqp", here / "data" / "dev.tsv")
-    examples = glue.encode(rows, tokenizer, task="qqp", max_seq_length=128, cache_dir=here / "cache" / "emmental")
+    examples = glue.tokenise(rows, tokenizer, task="qqp", max_seq_length=128, cache_dir=here / "cache" / "emmental")
     (logits,), _ = predict(model, examples, Precision(model.device), "dev")
     scores = glue.metrics("qqp", logits.numpy(), examples.labels[0].numpy())
     return {"accuracy": 100 * scores["acc"], "F1": 100 * scores["f1"]}
@@ -147,9 +147,9 @@ def classify(model, tokenizer, here: Path) -> dict[str, float]:
 
 def answer(model, tokenizer, here: Path) -> dict[str, float]:
     """F1 and exact match on dev-v1.1.json, in per cent."""
-    from emmental.contrast.encoding import predict
     from emmental.data import squad, squad_metrics
-    from emmental.training.loop import Precision
+    from emmental.model.inference import predict
+    from emmental.utils.precision import Precision
 
     questions = squad.read(here / "data" / "dev-v1.1.json", version_2=False)
     windows = squad.windows(questions, tokenizer, **WINDOW, training=False, cache_dir=here / "cache" / "emmental")

@@ -1,17 +1,20 @@
 """One pass over a set in which order does not matter: filling a bank, the teacher's logits, evaluation.
 
-Examples of like length go together, the longest first, so that little is padded and memory that does not suffice
-shows at once. Each result lands at its example's own index, whichever process computed it.
+Examples of like length go together, the longest first, so that little is padded and an out-of-memory error
+shows in the first batch. Each result lands at its example's own index, whichever process computed it.
 """
 
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from torch.nn.functional import normalize, pad
 from tqdm import tqdm
 
 from emmental.data.examples import Examples
+from emmental.model.masked_bert import PADDING_LOGIT, MaskedBert
 from emmental.utils import distributed
+from emmental.utils.precision import Precision
 
 # Tokens in a batch: enough to keep a GPU busy, 0.3 GB of activations at BERT-base size; a CPU likes them in its cache.
 TOKENS = {"cuda": 16384, "cpu": 2048}
@@ -28,21 +31,20 @@ def batches_by_length(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
 
 
 @torch.no_grad()
-def sweep(
+def map_examples(
     compute: Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, ...]],
     examples: Examples,
     *,
     device: torch.device,
     title: str,
-    length: int | None = None,
     quiet: bool = False,
 ) -> list[torch.Tensor]:
     """Runs `compute` on padded inputs; returns its results, each (batch, ...) -> (examples, ...), on the CPU.
 
-    `length` pads every batch to it. Every row of a result must have the same shape in every batch.
+    Every row of a result must have the same shape in every batch.
     """
-    lengths = examples.lengths if length is None else np.full(len(examples), length)
-    batches = list(batches_by_length(lengths, TOKENS[device.type]))[distributed.rank() :: distributed.world()]
+    batches = list(batches_by_length(examples.padded_lengths, TOKENS[device.type]))
+    batches = batches[distributed.rank() :: distributed.world()]
     results: list[torch.Tensor] = []
     bar = tqdm(total=len(examples), desc=title, unit="ex", leave=False, disable=quiet or distributed.rank() > 0)
 
@@ -56,10 +58,32 @@ def sweep(
 
     before = None
     for index in batches or [np.array([0])]:
-        computed = compute(examples.inputs(index, length))
+        computed = compute(examples.inputs(index))
         if before:
             collect(*before)  # only now, with the next batch at work, is a device waited for
         before = index, computed
     collect(*before)
     bar.close()
     return [distributed.total(rows, device) for rows in results]
+
+
+def predict(
+    model: MaskedBert, examples: Examples, precision: Precision, title: str
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """A model's logits of a set, each (examples, classes), and its representations as banks hold them.
+
+    In eval mode, in float32 and on the CPU. Spans are as wide as the longest padded window.
+    """
+    widest = int(examples.padded_lengths.max())
+
+    def compute(inputs):
+        with precision.autocast():
+            outputs = model(**inputs)
+        spans = len(outputs.classifications) > 1
+        missing = widest - inputs["input_ids"].shape[1] if spans else 0
+        logits = [pad(x.float(), (0, missing), value=PADDING_LOGIT) for x in outputs.classifications]
+        return *logits, normalize(outputs.representation.float(), dim=-1)
+
+    model.eval()
+    *logits, representations = map_examples(compute, examples, device=precision.device, title=title)
+    return tuple(logits), representations

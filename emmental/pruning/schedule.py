@@ -1,30 +1,85 @@
-"""How much is pruned, and when: the threshold schedule, the score penalties, and one cut for all matrices.
+"""The mask schedule: threshold and lambda of every step, the penalties on scores, and one cut for all matrices.
 
 The schedule is the cubic one of arXiv 2005.07683, section 5, between two plateaus counted in warm-ups; the penalty
 pushes the scores of soft movement pruning down with a weight lambda that follows the threshold.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import nn
 
-from emmental.pruning.masked_linear import masked_linears
-from emmental.pruning.masks import BETA, SATURATED, STRETCH, compared, kth_largest, least, top_mask
-from emmental.pruning.methods import Method
+from emmental.pruning.masked_linear import masked_linears, set_threshold
+from emmental.pruning.masks import BETA, STRETCH, kth_largest
+from emmental.pruning.target_sparsity import LambdaController, calibrated_threshold
 
 LOWEST = -1e30  # below every score
-SAMPLE = 1 << 18  # scores enough for a quantile
 
-# Steering: gains in e-folds of lambda per unit of score, and per unit of score and of travel
-PROPORTIONAL, INTEGRAL = 10.0, 10.0
-BRAKE = 3.0  # how much harder to brake than to push
-AHEAD = 0.4  # how much travel ahead the error is seen
-REACH = 0.5  # errors beyond are taken as this
-MOST = 12.0  # the integral never leads further than e^12 from where lambda started
-EVERY = 0.1  # travel between two looks at the scores
+
+@dataclass
+class MaskSchedule:
+    """Which masks a model has at each optimizer step, and lambda, the weight of the penalty on its scores.
+
+    Steps are the optimizer's, from 0; the schedule counts them from `first_step`. The other numbers are those of
+    schedule_threshold. `global_cut_every` is None for one cut per matrix, else the steps between two global cuts. A
+    `controller` multiplies lambda, by the learning rate that `scores_lr` gives the scores at a step. `cut` and
+    `steering` change from step to step; checkpoints hold them.
+    """
+
+    total_steps: int
+    warmup_steps: int
+    initial_threshold: float
+    final_threshold: float
+    initial_warmup: int
+    final_warmup: int
+    final_lambda: float
+    first_step: int = 0
+    global_cut_every: int | None = None
+    controller: LambdaController | None = None
+    scores_lr: Callable[[int], float] | None = None
+    cut: float | None = None
+    steering: dict[str, float] = field(default_factory=dict)
+
+    def apply(self, model: nn.Module, step: int) -> tuple[float, float]:
+        """Makes the masks of optimizer step `step`; returns its threshold and lambda."""
+        threshold, regu_lambda = self.set_masks(model, step)
+        if self.controller:
+            number = step + self.first_step
+            regu_lambda *= self.controller.factor(model, number, self.scores_lr(step), self.steering)
+        return threshold, regu_lambda
+
+    def set_masks(self, model: nn.Module, step: int) -> tuple[float, float]:
+        """The masks alone, without steering; returns the threshold, and lambda before steering."""
+        number = step + self.first_step
+        threshold, regu_lambda = schedule_threshold(
+            *(number, self.total_steps, self.warmup_steps, self.initial_threshold, self.final_threshold),
+            *(self.initial_warmup, self.final_warmup, self.final_lambda),
+        )
+        if self.global_cut_every:
+            if threshold < 1 and (self.cut is None or number % self.global_cut_every == 0):
+                self.cut = global_cut(model, threshold)
+            set_threshold(model, LOWEST if self.cut is None else self.cut)
+        else:
+            set_threshold(model, threshold)
+        return threshold, regu_lambda
+
+    def set_final_masks(self, model: nn.Module) -> None:
+        """Makes the masks that a model in training is evaluated and saved with; the config keeps their threshold."""
+        threshold = self.final_threshold
+        if self.global_cut_every:
+            threshold = global_cut(model, threshold)
+        elif self.controller:
+            threshold = calibrated_threshold(model, self.controller.target)
+        model.config.threshold = threshold
+        set_threshold(model, threshold)
+
+    def state_dict(self) -> dict:
+        return {"cut": self.cut, "steering": self.steering}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.cut, self.steering = state["cut"], state["steering"]
 
 
 def schedule_threshold(
@@ -41,7 +96,7 @@ def schedule_threshold(
 
     `initial_threshold` for the first initial_warmup * warmup_steps steps, `final_threshold` for about the last
     final_warmup * warmup_steps, a cubic in between (arXiv 2005.07683, section 5). as released: without a final
-    plateau the last training step does not quite reach the final threshold, at which evaluation is done (quirk 21).
+    plateau the last training step does not quite reach the final threshold, at which evaluation is done (D9).
     """
     start, end = initial_warmup * warmup_steps, total_step - final_warmup * warmup_steps
     if step <= start:
@@ -83,88 +138,3 @@ def global_cut(model: nn.Module, threshold: float) -> float:
     scores = torch.cat([linear.mask_scores.flatten() for linear in masked_linears(model).values()])
     place = max(len(scores) - (int(len(scores) * threshold) + 1), 1) - 1
     return kth_largest(scores, len(scores) - place)
-
-
-def score_at(threshold: float, method: Method) -> float:
-    """The score that a threshold cuts at."""
-    return math.log(threshold / (1 - threshold)) if method.sigmoid else threshold
-
-
-@torch.no_grad()
-def calibrated_threshold(model: nn.Module, target_sparsity: float) -> float:
-    """The threshold at which exactly a share 1 - `target_sparsity` of all scores remains, up to ties."""
-    linears = masked_linears(model).values()
-    sigmoid = any(linear.method.sigmoid for linear in linears)
-    threshold = 0.0
-    for _ in range(2):  # the second time, if need be, in the precision that the first one asks for
-        values = []
-        for linear in linears:
-            scores = linear.mask_scores.flatten()
-            row = compared(scores, threshold, sigmoid)  # as where masks are made, so that they compare equal
-            floor = top_mask(scores[None], least(row.numel()))[0] > 0  # kept anyway: it comes first
-            values.append(row.masked_fill(floor, math.inf).cpu().numpy())
-        values = np.concatenate(values)
-        kept = round(values.size * (1 - target_sparsity))
-        place = max(values.size - kept - 1, 0)  # the largest that goes is the threshold, for the comparison is strict
-        threshold = float(np.partition(values, place)[place])
-        if not sigmoid or threshold <= SATURATED:
-            break
-    return threshold
-
-
-@dataclass(frozen=True)
-class Steering:
-    """Steers lambda so that soft pruning ends at a sparsity that was asked for.
-
-    Soft movement pruning "cannot precisely determine the final sparsity ratio beforehand" (arXiv 2112.07198); lambda is
-    tuned by hand. Here the share of scores below the final threshold is to follow the cubic schedule from 0 to
-    `target`, and lambda is multiplied by e^u, u = PROPORTIONAL * error + its integral. The error is how far the score
-    at the rank where the schedule stands is from the cut, seen a little ahead: unlike a count, it tells the distance
-    while nothing is pruned yet. Time is measured in travel, the sum of the scores' learning rates, which is about the
-    distance that Adam can move a score; so the gains hold for runs of any length.
-    """
-
-    target: float
-    cut: float  # the final threshold as a score
-    start: int  # the step at which the threshold begins to move
-    end: int  # and the one at which it has stopped
-
-    def goal(self, step: int) -> float:
-        """The share of scores that should be below the cut at `step`."""
-        passed = min(1.0, (step - self.start) / max(1, self.end - self.start))
-        return self.target * (1 - (1 - passed) ** 3)
-
-    def factor(self, model: nn.Module, step: int, learning_rate: float, state: dict[str, float]) -> float:
-        """What lambda is multiplied by at `step`, with the scores' present learning rate.
-
-        `state` is empty at first and holds what the next call needs; a device is waited for once in a while only.
-        """
-        if step > self.start:
-            state["travel"] = state.get("travel", 0.0) + learning_rate
-        travel = state.get("travel", 0.0)
-        if travel >= EVERY or (travel > 0 and "last" not in state):
-            goal = self.goal(step)
-            present, last, remaining = self.measure(model, goal)
-            speed = (last - state.get("last", last)) / travel  # -1: as fast as Adam moves
-            # Both have the same sign: the distance tells while nothing is pruned yet, the ratio once much is.
-            error = max(-REACH, min(REACH, present - self.cut + AHEAD * speed)) + math.log(remaining / (1 - goal))
-            # What falls as fast as it can is not pushed harder; what has fallen too far does not come back by itself.
-            error *= max(0.0, min(1.0, 1 + speed)) if error > 0 else BRAKE
-            integral = state.get("integral", 0.0) + INTEGRAL * error * travel
-            state["integral"] = max(-MOST, min(MOST, integral))
-            state |= {"last": last, "travel": 0.0}
-            state["factor"] = math.exp(state["integral"] + PROPORTIONAL * error)
-        return state.get("factor", 1.0)
-
-    @torch.no_grad()
-    def measure(self, model: nn.Module, goal: float) -> tuple[float, float, float]:
-        """The scores below which shares `goal` and `target` of all scores lie, and the share above the cut.
-
-        From a sample in large models.
-        """
-        scores = [linear.mask_scores.flatten() for linear in masked_linears(model).values()]
-        stride = sum(part.numel() for part in scores) // SAMPLE | 1  # odd: no multiple of a head's size
-        sample = torch.cat([part[::stride] for part in scores]).cpu().numpy()
-        places = [min(int(share * sample.size), sample.size - 1) for share in (goal, self.target)]
-        present, last = np.partition(sample, sorted(set(places)))[places].tolist()
-        return present, last, max(np.count_nonzero(sample > self.cut), 1) / sample.size

@@ -20,8 +20,10 @@ from safetensors.torch import load_file, save_file
 
 from emmental.contrast.bank import Bank
 from emmental.model.masked_bert import MaskedBert
+from emmental.pruning.schedule import MaskSchedule
 from emmental.training.logs import Losses
 from emmental.training.loop import Progress
+from emmental.training.optimizer import Optimizer
 from emmental.utils import distributed
 from emmental.utils.errors import InputError
 from emmental.utils.files import digest, sync, writing
@@ -30,53 +32,54 @@ STATE, TENSORS = "state.json", "training_state.safetensors"
 
 
 @dataclass
-class Session:
+class TrainingState:
     """What a run goes on from."""
 
     model: MaskedBert
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
+    masks: MaskSchedule | None  # None: a dense model
     progress: Progress
     losses: Losses
     banks: dict[str, Bank]
-    arguments: dict  # those that change the numbers, with what the data were
+    fingerprint: dict  # arguments that change the numbers, with what the data were
     device: torch.device
-    scaler: torch.amp.GradScaler
 
 
-def check_finite(session: Session) -> None:
+def check_finite(state: TrainingState) -> None:
     """InputError where a weight or score is no number any more, so that neither is saved."""
-    spoilt = [name for name, parameter in session.model.named_parameters() if not parameter.isfinite().all()]
+    spoilt = [name for name, parameter in state.model.named_parameters() if not parameter.isfinite().all()]
     if spoilt:
-        step, count = session.progress.step, len(spoilt)
+        step, count = state.progress.step, len(spoilt)
         raise InputError(
             f"step {step}: {count} weights are no numbers, {spoilt[0]} for one; earlier checkpoints are kept"
         )
 
 
-def save(folder: Path, session: Session, tokenizer) -> None:
+def save(folder: Path, state: TrainingState, tokenizer) -> None:
     """Writes a checkpoint from process 0; every process has to call it.
 
     Written beside, synced and renamed; where the disk is full the user hears of it and nothing is left behind.
     """
-    random_state = random_tensors(session.device)
-    losses = session.losses.read(session.progress.step)
+    random_state = random_tensors(state.device)
+    losses = state.losses.read(state.progress.step)
     if distributed.rank() == 0:
         beside = folder.with_name(folder.name + ".partial")
         shutil.rmtree(beside, ignore_errors=True)
         try:
-            session.model.save_pretrained(beside)
+            state.model.save_pretrained(beside)
             with writing(beside):
                 tokenizer.save_pretrained(beside)
-            save_file(optimizer_tensors(session) | random_state, beside / TENSORS)
-            state = {
-                **vars(session.progress),
+            save_file(optimizer_tensors(state) | random_state, beside / TENSORS)
+            content = {
+                **vars(state.progress),
+                **(state.masks.state_dict() if state.masks else {}),
                 "losses": losses,
-                "scaler": session.scaler.state_dict(),
-                "arguments": session.arguments,
+                "scaler": state.optimizer.scaler.state_dict(),
+                "arguments": state.fingerprint,
                 "files": {path.name: digest(path) for path in sorted(beside.iterdir())},
-                "banks": {name: bank.files for name, bank in session.banks.items()},
+                "banks": {name: bank.files for name, bank in state.banks.items()},
             }
-            (beside / STATE).write_text(json.dumps(state, indent=1))
+            (beside / STATE).write_text(json.dumps(content, indent=1))
             for path in [*beside.iterdir(), beside]:
                 sync(path)
             shutil.rmtree(folder, ignore_errors=True)
@@ -88,36 +91,38 @@ def save(folder: Path, session: Session, tokenizer) -> None:
     distributed.wait()
 
 
-def restore(folder: Path, session: Session) -> None:
+def restore(folder: Path, state: TrainingState) -> None:
     """Puts weights, optimizer, progress, banks and this process's random state in place."""
-    state = read_state(folder)
-    for name, bank in session.banks.items():
+    saved = read_state(folder)
+    for name, bank in state.banks.items():
         if not bank.columns:  # the teacher's is taken up with its logits
-            bank.restore(state["banks"][name])
-    session.model.load_state_dict(load_file(folder / "model.safetensors"))
+            bank.restore(saved["banks"][name])
+    state.model.load_state_dict(load_file(folder / "model.safetensors"))
     tensors = load_file(folder / TENSORS)
-    for name, parameter in session.model.named_parameters():
+    for name, parameter in state.model.named_parameters():
         for key in ("step", "exp_avg", "exp_avg_sq"):
             if (value := tensors.get(f"optimizer/{key}/{name}")) is not None:
-                value = value.to(session.device)
-                session.optimizer.state[parameter][key] = value[0] if key == "step" else value
-    for name in vars(session.progress):
-        setattr(session.progress, name, state[name])
-    session.losses.sums = state["losses"]
-    session.scaler.load_state_dict(state["scaler"])
+                value = value.to(state.device)
+                state.optimizer.adamw.state[parameter][key] = value[0] if key == "step" else value
+    for name in vars(state.progress):
+        setattr(state.progress, name, saved[name])
+    state.losses.sums = saved["losses"]
+    state.optimizer.scaler.load_state_dict(saved["scaler"])
+    if state.masks:
+        state.masks.load_state_dict(saved)
     # With more processes than before, the new ones draw from a random state of their own.
     if (random_state := tensors.get(f"random/cpu/{distributed.rank()}")) is not None:
         torch.set_rng_state(random_state)
-    if session.device.type == "cuda" and (cuda := tensors.get(f"random/cuda/{distributed.rank()}")) is not None:
-        torch.cuda.set_rng_state(cuda, session.device)
+    if state.device.type == "cuda" and (cuda := tensors.get(f"random/cuda/{distributed.rank()}")) is not None:
+        torch.cuda.set_rng_state(cuda, state.device)
 
 
-def optimizer_tensors(session: Session) -> dict[str, torch.Tensor]:
+def optimizer_tensors(state: TrainingState) -> dict[str, torch.Tensor]:
     """The optimizer's state by the parameters' names."""
-    names = {parameter: name for name, parameter in session.model.named_parameters()}
+    names = {parameter: name for name, parameter in state.model.named_parameters()}
     return {
         f"optimizer/{key}/{names[parameter]}": value.reshape(-1) if value.ndim == 0 else value
-        for parameter, values in session.optimizer.state.items()
+        for parameter, values in state.optimizer.adamw.state.items()
         for key, value in values.items()
     }
 

@@ -4,216 +4,132 @@ A step makes the masks once, runs the batch, adds up the named parts of the loss
 together. Nothing in it waits for the device: losses are read when they are logged.
 """
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
 from emmental.contrast.bank import Bank
+from emmental.contrast.encoding import encode_epoch
 from emmental.data.batches import Plan
 from emmental.data.examples import Examples
-from emmental.pruning.masked_linear import set_threshold
-from emmental.pruning.schedule import LOWEST, Steering, global_cut
+from emmental.pruning.schedule import MaskSchedule, regularization
+from emmental.training.objective import Classifications, Objective
+from emmental.training.optimizer import Optimizer
 from emmental.utils import distributed
-
-BETAS = (0.9, 0.999)
-
-
-def build_optimizer(
-    model: nn.Module, learning_rate: float, mask_scores_learning_rate: float, weight_decay: float
-) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters: scores, weights with decay, and biases and LayerNorm weights without.
-
-    Decay stands in the group as `decay`: `optimizer_step` applies it after the update, where the released code does.
-    """
-    groups = {"scores": [], "weights": [], "undecayed": []}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            undecayed = name.endswith(("bias", "LayerNorm.weight"))
-            kind = "scores" if name.endswith("mask_scores") else "undecayed" if undecayed else "weights"
-            groups[kind].append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": groups["scores"], "base_lr": mask_scores_learning_rate, "decay": 0.0},
-            {"params": groups["weights"], "base_lr": learning_rate, "decay": weight_decay},
-            {"params": groups["undecayed"], "base_lr": learning_rate, "decay": 0.0},
-        ],
-        betas=BETAS,
-        weight_decay=0.0,
-        fused=True,
-    )
-
-
-def rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:
-    """The factor on every learning rate at optimizer step `step` from 0: linear up, then linear down to 0.
-
-    as released the first step of a warm-up has learning rate 0 (quirk 27).
-    """
-    if step < warmup_steps:
-        return step / warmup_steps
-    return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
-
-
-def optimizer_step(optimizer: torch.optim.AdamW, step: int, factor: float, epsilon: float, update=None) -> None:
-    """One update at optimizer step `step` from 0, with the learning rates times `factor`.
-
-    as released (transformers' former AdamW, quirk 26) epsilon stands outside the bias correction, which torch's AdamW
-    gives when its own is divided by sqrt(1 - beta2^t), and decay acts on the updated weights (with float16 also in the
-    first few steps, which the scaler skips).
-    """
-    for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
-        group["eps"] = epsilon / math.sqrt(1 - BETAS[1] ** (step + 1))
-    (update or optimizer.step)()
-    for group in optimizer.param_groups:
-        if group["decay"]:
-            torch._foreach_mul_([p.data for p in group["params"]], 1 - group["lr"] * group["decay"])
+from emmental.utils.precision import Precision
 
 
 @dataclass
 class Progress:
-    """Where a run stands: what a checkpoint keeps beside weights, optimizer, banks and random state."""
+    """How far a run has come."""
 
     step: int = 0  # optimizer steps done
     logged: int = 0  # lines of the log
-    cut: float | None = None  # global top-k's present cut
-    steering: dict = field(default_factory=dict)  # the state of lambda's steering
 
 
 @dataclass(frozen=True)
-class Record:
+class StepResult:
     """What one step did. Losses and the gradient's norm stay on the device until they are read."""
 
     step: int  # optimizer steps done, this one included
     threshold: float
     regu_lambda: float
-    rate: float  # factor on the learning rates
+    learning_rates: dict[str, float]  # of weights and mask_scores
     grad_norm: torch.Tensor
     parts: dict[str, torch.Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Precision:
-    """float32, or autocast to `dtype`; float16 also scales the loss."""
-
-    device: torch.device
-    dtype: torch.dtype | None = None
-
-    def autocast(self):
-        return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
-
-    @cached_property
-    def scaler(self) -> torch.amp.GradScaler:
-        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
 
 def train(
     model: nn.Module,
     examples: Examples,
     banks: dict[str, Bank],
-    teacher_logits: tuple[torch.Tensor, ...] | None,
-    optimizer: torch.optim.AdamW,
+    teacher_logits: Classifications | None,
     plan: Plan,
+    masks: MaskSchedule | None,
+    objective: Objective,
+    optimizer: Optimizer,
     progress: Progress,
-    *,
-    schedule: Callable[[int], tuple[float, float]] | None,
-    rate: Callable[[int], float],
-    encode: Callable[[int], None],
-    objective: Callable[..., dict[str, torch.Tensor]],
-    penalty: Callable[[nn.Module], torch.Tensor] | None,
-    global_topk_every: int | None,
-    steering: Steering | None,
-    first_step: int,
-    extra_examples: int,
-    supervised: bool,
-    epsilon: float,
-    max_grad_norm: float,
     precision: Precision,
-    length: int | None,
-) -> Iterator[Record]:
-    """Trains from `progress.step` to the plan's end; yields a Record after each optimizer step.
+) -> Iterator[StepResult]:
+    """Trains from `progress.step` to the plan's end; yields a StepResult after each optimizer step.
 
-    `schedule` gives threshold and lambda of a step, counted from `first_step` (None: dense); `rate` the factor on the
-    learning rates of a step from 0; `encode` is called with the number of each epoch that starts, to fill `banks`; a
-    bank without columns is passed over. `global_topk_every` is None for one cut per matrix; `steering` multiplies
-    lambda; `length` pads every batch to it.
+    `banks` are those to contrast with, filled on the way; `teacher_logits`, each (examples, classes), are what is
+    distilled (None: nothing); `masks` is None for a dense model.
     """
-    device, scaler = precision.device, precision.scaler
     # the buffers are constants, so they are not sent round
     parallel = partial(nn.parallel.DistributedDataParallel, broadcast_buffers=False)
     forward = parallel(model) if distributed.world() > 1 else model
 
-    def loss_parts(index: np.ndarray, seed: tuple[int, ...], regu_lambda: float) -> dict[str, torch.Tensor]:
-        batch = len(index)
-        padded = int(examples.lengths[index].max()) if length is None else length
-        with precision.autocast():
-            outputs = forward(**examples.inputs(distributed.share(index), padded))
-        logits = tuple(distributed.gather(scores, batch) for scores in outputs.classifications)
-        anchors = distributed.gather(outputs.representation, batch)
-        places = torch.from_numpy(index)
-        here = places.to(device, non_blocking=True)
-        labels = tuple(truth[places].to(device, non_blocking=True) for truth in examples.labels)
-        targets = None
-        if teacher_logits is not None:
-            width = logits[0].shape[1]
-            targets = tuple(known[places, :width].to(device, non_blocking=True) for known in teacher_logits)
-        known_labels = examples.labels[0] if supervised else None
-        drawn = {
-            name: bank.draw(places, known_labels, extra_examples, (*seed, number))
-            for number, (name, bank) in enumerate(banks.items())
-            if bank.columns
-        }
-        parts = objective(logits, labels, targets, anchors, here, drawn)
-        if penalty is not None:
-            parts["penalty"] = regu_lambda * penalty(model)
-        return parts
-
-    def make_masks(number: int) -> tuple[float, float]:
-        threshold, regu_lambda = schedule(number)
-        if global_topk_every:
-            if threshold < 1 and (progress.cut is None or number % global_topk_every == 0):
-                progress.cut = global_cut(model, threshold)
-            set_threshold(model, LOWEST if progress.cut is None else progress.cut)
-        else:
-            set_threshold(model, threshold)
-        return threshold, regu_lambda
-
     while progress.step < plan.total_steps:
         step = progress.step
-        if schedule and step % plan.steps_per_epoch == 0:
-            # as released: with the threshold of the last step before, the initial one in the first epoch (quirk 10)
-            make_masks(step - 1 + first_step)
-            encode(step // plan.steps_per_epoch)
+        if masks and step % plan.steps_per_epoch == 0:
+            # as released: with the masks of the step before, in the first epoch those of the initial threshold (D7)
+            masks.set_masks(model, step - 1)
+            encode_epoch(step // plan.steps_per_epoch, banks, model, examples, precision)
         model.train()
         # ------------------------------------------------------------------------------------------------------------
         # threshold and lambda of this step; masks once, for all its batches
-        threshold, regu_lambda = make_masks(step + first_step) if schedule else (1.0, 0.0)
-        factor = rate(step)
-        if steering:
-            learning_rate = factor * optimizer.param_groups[0]["base_lr"]
-            regu_lambda *= steering.factor(model, step + first_step, learning_rate, progress.steering)
+        threshold, regu_lambda = masks.apply(model, step) if masks else (1.0, 0.0)
 
         # the batches' losses, part by part, and their gradients
         batches, sums = plan.micro_batches(step), {}
         for number, index in enumerate(batches):
-            last = number == len(batches) - 1
+            last, seed = number == len(batches) - 1, (plan.seed, step, number)
             with nullcontext() if last or forward is model else forward.no_sync():
-                parts = loss_parts(index, (plan.seed, step, number), regu_lambda)
-                scaler.scale(sum(parts.values()) / len(batches)).backward()
+                parts = batch_loss(
+                    forward, examples, banks, teacher_logits, objective, index, seed, regu_lambda, precision
+                )
+                optimizer.backward(sum(parts.values()) / len(batches))
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0) + value.detach() / len(batches)
 
         # clip jointly, move weights and scores
-        scaler.unscale_(optimizer)
-        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
-        optimizer_step(optimizer, step, factor, epsilon, lambda: scaler.step(optimizer))
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+        grad_norm = optimizer.step(step)
         # ------------------------------------------------------------------------------------------------------------
         progress.step += 1
-        yield Record(progress.step, threshold, regu_lambda, factor, grad_norm, sums)
+        yield StepResult(progress.step, threshold, regu_lambda, optimizer.learning_rates(step), grad_norm, sums)
+
+
+def batch_loss(
+    model: nn.Module,
+    examples: Examples,
+    banks: dict[str, Bank],
+    teacher_logits: Classifications | None,
+    objective: Objective,
+    index: np.ndarray,
+    seed: tuple[int, ...],
+    regu_lambda: float,
+    precision: Precision,
+) -> dict[str, torch.Tensor]:
+    """The weighted parts, by name, of the loss of the global batch `index` (batch,); each process runs its share.
+
+    `seed` decides which extra examples are drawn from the banks; a bank without columns is passed over.
+    """
+    batch, places = len(index), torch.from_numpy(index)
+
+    def rows(values: torch.Tensor) -> torch.Tensor:
+        return values[places].to(precision.device, non_blocking=True)
+
+    with precision.autocast():
+        outputs = model(**examples.inputs(distributed.share(index), examples.padded_length(index)))
+    logits = tuple(distributed.gather(scores, batch) for scores in outputs.classifications)
+    anchors = distributed.gather(outputs.representation, batch)
+    labels, targets = tuple(map(rows, examples.labels)), None
+    if teacher_logits is not None:  # a span's are as wide as the widest window, the batch's as its own
+        targets = tuple(rows(scores[:, : logits[0].shape[1]]) for scores in teacher_logits)
+    extra_labels = examples.labels[0] if objective.supervised_weight else None
+    samples = {
+        name: bank.draw(places, extra_labels, objective.extra_examples, (*seed, number))
+        for number, (name, bank) in enumerate(banks.items())
+        if bank.columns
+    }
+    here = places.to(precision.device, non_blocking=True)
+    parts = objective.parts(logits, labels, targets, anchors, here, samples)
+    if objective.penalty:
+        parts["penalty"] = regu_lambda * regularization(model, objective.penalty)
+    return parts

@@ -1,13 +1,15 @@
 """The training objective: task + distillation + three contrastive terms + penalty, each part by its name.
 
-Pure functions of tensors. Logits come as a tuple of classifications, one for a sentence task and two (start, end) for
-a span, over which task loss and distillation are means.
+The terms are pure functions of tensors; `Objective` holds their weights. Logits come as a tuple of classifications, one
+for a sentence task and two (start, end) for a span, over which task loss and distillation are means.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
-from emmental.contrast.bank import Drawn
+from emmental.contrast.bank import BankSample
 from emmental.contrast.loss import contrastive_loss
 
 Classifications = tuple[torch.Tensor, ...]
@@ -44,28 +46,48 @@ def distillation(logits: Classifications, teacher_logits: Classifications, tempe
     return torch.stack(losses).mean()
 
 
-def objective(
-    logits: Classifications,
-    labels: Classifications,
-    teacher_logits: Classifications | None,
-    anchors: torch.Tensor,
-    index: torch.Tensor,
-    drawn: dict[str, Drawn],
-    *,
-    ce_weight: float,
-    distill_weight: float,
-    distill_temperature: float,
-    **contrastive,
-) -> dict[str, torch.Tensor]:
-    """The weighted parts of a global batch's loss by name; their sum is what is minimised.
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised: the weights of all parts, and what else shapes them.
 
-    `logits`, `labels` and `teacher_logits` (None: no distillation) as above; `anchors` (batch, hidden), `index`
-    (batch,) and `drawn`, what each bank gave for the batch; `contrastive` are contrastive_loss's keyword arguments.
+    `normalization` as in contrastive_loss; `penalty` is a key of PENALTIES or None; `extra_examples` are the rows drawn
+    from each bank beside the batch's own. The penalty's weight, lambda, comes from the mask schedule.
     """
-    parts = {"task": ce_weight * task_loss(logits, labels)}
-    if teacher_logits is not None:
-        parts["distillation"] = distill_weight * distillation(logits, teacher_logits, distill_temperature)
-    for name, rows in drawn.items():
-        batch = anchors, rows.own, rows.extra, index, rows.extra_index, labels[0], rows.extra_labels
-        parts[name] = contrastive_loss(*batch, **contrastive)
-    return parts
+
+    ce_weight: float
+    distill_weight: float
+    distill_temperature: float
+    contrastive_temperature: float
+    unsupervised_weight: float
+    supervised_weight: float
+    normalization: str
+    penalty: str | None
+    extra_examples: int
+
+    def parts(
+        self,
+        logits: Classifications,
+        labels: Classifications,
+        teacher_logits: Classifications | None,
+        anchors: torch.Tensor,
+        index: torch.Tensor,
+        samples: dict[str, BankSample],
+    ) -> dict[str, torch.Tensor]:
+        """The weighted parts of a global batch's loss by name, but for the penalty; their sum is what is minimised.
+
+        `logits`, `labels` and `teacher_logits` (None: no distillation) as above; `anchors` (batch, hidden), `index`
+        (batch,), and `samples`, what each bank gave for the batch.
+        """
+        parts = {"task": self.ce_weight * task_loss(logits, labels)}
+        if teacher_logits is not None:
+            distilled = distillation(logits, teacher_logits, self.distill_temperature)
+            parts["distillation"] = self.distill_weight * distilled
+        for name, rows in samples.items():
+            parts[name] = contrastive_loss(
+                *(anchors, rows.batch_rows, rows.extra_rows, index, rows.extra_index, labels[0], rows.extra_labels),
+                temperature=self.contrastive_temperature,
+                unsupervised_weight=self.unsupervised_weight,
+                supervised_weight=self.supervised_weight,
+                normalization=self.normalization,
+            )
+        return parts

@@ -38,15 +38,19 @@ from emmental import experiment
 from emmental.arguments import GlueArguments
 from emmental.arguments import parse as parse_flags
 from emmental.contrast.bank import Bank, sample
-from emmental.contrast.encoding import encode_epoch, predict
+from emmental.contrast.encoding import encode_epoch
 from emmental.data import glue
 from emmental.data.batches import Plan
 from emmental.data.examples import Examples
 from emmental.model import loading
+from emmental.model.inference import predict
 from emmental.model.masked_bert import MaskedBertConfig, MaskedBertForSequenceClassification
+from emmental.pruning import schedule
 from emmental.pruning.masked_linear import masked_linears, set_threshold
 from emmental.pruning.masks import StraightThrough
 from emmental.training import loop, objective
+from emmental.training.optimizer import lr_factor
+from emmental.utils.precision import Precision
 from tests.benchmarks.sparse import cpu
 
 SIZES = {
@@ -138,7 +142,7 @@ def build(options: argparse.Namespace, folder: Path) -> Case:
     name = args.model_name_or_path
     if options.data_dir:
         rows, tokenizer = glue.read("qqp", options.data_dir / "train.tsv"), AutoTokenizer.from_pretrained(name)
-        examples = glue.encode(rows, tokenizer, task="qqp", max_seq_length=options.length, cache_dir=folder)
+        examples = glue.tokenise(rows, tokenizer, task="qqp", max_seq_length=options.length, cache_dir=folder)
     else:
         examples = generated(options.examples, options.length)
     torch.manual_seed(0)
@@ -265,7 +269,7 @@ class Released:
         loss = loss + self.contrastive(anchors, self.banks, index, labels, step)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), self.args.max_grad_norm)
-        self.optimizer.step(step + 1, loop.rate_factor(step, 0, self.case.plan.total_steps))
+        self.optimizer.step(step + 1, lr_factor(step, 0, self.case.plan.total_steps))
         self.student.zero_grad()
         return loss.item(), norm.item()
 
@@ -317,43 +321,41 @@ class Project:
 
     def __init__(self, case: Case, steps: int, dtype: torch.dtype | None, bank_dtype: torch.dtype = torch.float32):
         self.case, self.folder, self.bank_dtype = case, Path(case.args.output_dir), bank_dtype
-        self.precision = loop.Precision(case.device, dtype)
-        banks = {name: Bank(self.folder, case.device, bank_dtype) for name in case.columns}
+        self.precision, task = Precision(case.device, dtype), SimpleNamespace(labels=("0", "1"), first_step=0)
+        state = experiment.initial_state(case.args, task, case.student, case.plan, {}, self.precision)
         for name, columns in case.columns.items():
+            state.banks[name].dtype = bank_dtype
             for column in columns:
-                banks[name].add("", column, write=False)
-        rates = case.args.learning_rate, case.args.mask_scores_learning_rate
-        optimizer = loop.build_optimizer(case.student, *rates, weight_decay=0.0)
-        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                state.banks[name].add("", column, write=False)
+        adamw, state.progress.step = state.optimizer.adamw, case.first_step
+        for parameter in (p for group in adamw.param_groups for p in group["params"]):
             moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
             done = torch.tensor(float(case.first_step), device=case.device)
-            optimizer.state[parameter] = {"step": done, **moments}
-        progress = loop.Progress(step=case.first_step)
-        session = SimpleNamespace(model=case.student, banks=banks, optimizer=optimizer, progress=progress)
+            adamw.state[parameter] = {"step": done, **moments}
+        self.optimizer = state.optimizer
         # the teacher's logits are known before training; only those of the steps to come are made here
         index = np.concatenate([case.plan.micro_batches(case.first_step + step)[0] for step in range(steps)])
         (known,), _ = predict(case.teacher, subset(case.examples, index), self.precision, "teacher")
         logits = torch.zeros(len(case.examples), known.shape[1])
         logits[torch.from_numpy(index)] = known
-        weight = case.args.cl_supervised_loss_weight
-        batch = case.args, session, case.plan, case.examples, (logits,), self.precision
-        self.records = experiment.fit(*batch, first_step=0, supervised_weight=weight)
+        given = case.student, case.examples, state.banks, (logits,), case.plan
+        built = state.masks, experiment.build_objective(case.args, task), state.optimizer
+        self.steps = loop.train(*given, *built, state.progress, self.precision)
         self.parts = [
-            (loop, "set_threshold", "masks"),
+            (schedule, "set_threshold", "masks"),
             (sys.modules[__name__], "set_threshold", "masks"),
             (case.student, "forward", "student forward"),
             (case.student, "encode", "student forward"),
             (torch.Tensor, "backward", "backward"),
             (Bank, "draw", "contrastive"),
             (objective, "contrastive_loss", "contrastive"),
-            (nn.utils, "clip_grad_norm_", "clip, optimizer"),
-            (loop, "optimizer_step", "clip, optimizer"),
+            (state.optimizer, "step", "clip, optimizer"),
         ]
 
     def step(self, step: int) -> tuple[float, float]:
         torch.set_float32_matmul_precision("high" if self.case.args.tf32 else "highest")
-        record = next(self.records)
-        return sum(record.parts.values()).item(), record.grad_norm.item()
+        done = next(self.steps)
+        return sum(done.parts.values()).item(), done.grad_norm.item()
 
     def contrastive(self, anchors, banks, index, labels, step) -> torch.Tensor:
         """The terms by themselves; in a step the training loop puts them together."""
@@ -362,7 +364,7 @@ class Project:
         for number, bank in enumerate(banks):
             rows = bank.draw(place, labels, args.extra_examples, (0, step, 0, number))
             here = place.to(anchors.device), rows.extra_index, labels[place].to(anchors.device), rows.extra_labels
-            batch = anchors, rows.own, rows.extra, *here
+            batch = anchors, rows.batch_rows, rows.extra_rows, *here
             supervised = args.cl_supervised_loss_weight
             terms.append(objective.contrastive_loss(*batch, supervised_weight=supervised, **weights))
         return sum(terms)
@@ -376,8 +378,8 @@ class Project:
         """One snapshot of `examples`, (examples, hidden): masks, pass, and the column on disk."""
         torch.set_float32_matmul_precision("high" if self.case.args.tf32 else "highest")
         set_threshold(self.case.student, KEPT)
-        banks = {"snapshots": Bank(self.folder, self.case.device, self.bank_dtype)}
-        encode_epoch(1, banks, model or self.case.student, examples, self.precision, None, "train")
+        banks = {"snapshots": Bank(self.folder, self.case.device, self.bank_dtype, dropout=True)}
+        encode_epoch(1, banks, model or self.case.student, examples, self.precision)
         return banks["snapshots"].columns[0].float()
 
 
@@ -500,9 +502,9 @@ def differences(
         return sample(examples, count, (case.plan.seed, step, 0, number)).tolist()
 
     released, project = Released(case, attention, draw), Project(case, 2, dtype, bank_dtype)
-    if scaling := project.precision.scaler.state_dict():
+    if scaling := project.optimizer.scaler.state_dict():
         # a scale that float16's gradients bear from the first step; a run comes down to it by skipping steps
-        project.precision.scaler.load_state_dict(scaling | {"scale": 2.0**8})
+        project.optimizer.scaler.load_state_dict(scaling | {"scale": 2.0**8})
     found = {"loss": 0.0, "grad_norm": 0.0}
     torch.set_float32_matmul_precision("highest")
     with ExitStack() as stack, patch.object(torch, "set_float32_matmul_precision"):

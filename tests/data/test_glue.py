@@ -13,7 +13,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from emmental.data.glue import TASKS, Rows, encode, from_hub, metrics, read
+from emmental.data.glue import TASKS, Rows, from_hub, metrics, read, tokenise
 from emmental.utils.errors import InputError
 
 HEADERS = {
@@ -227,7 +227,7 @@ def test_encode_is_the_tokenizer_example_by_example(tmp_path, tokenizer, length,
     rng = random.Random(length)
     texts = [[random_text(rng, 12) for _ in range(60)] for _ in range(1 + pair)]
     rows = Rows("here", *texts, *([] if pair else [None]), [i % 2 for i in range(60)])
-    examples = encode(rows, tokenizer, task="qqp" if pair else "sst-2", max_seq_length=length, cache_dir=tmp_path)
+    examples = tokenise(rows, tokenizer, task="qqp" if pair else "sst-2", max_seq_length=length, cache_dir=tmp_path)
     assert len(examples) == 60 and examples.labels[0].dtype == torch.int64
     assert examples.labels[0].tolist() == rows.labels
     for i, row in enumerate(zip(*texts, strict=True)):
@@ -240,7 +240,7 @@ def test_encode_is_the_tokenizer_example_by_example(tmp_path, tokenizer, length,
 def test_encode_cuts_two_texts_of_a_million_characters(tmp_path, tokenizer):
     long = " " + "long" * 12 + " "
     rows = Rows("here", ["ab c" + long * 20_000], ["j" + long * 20_000], [2.5])
-    examples = encode(rows, tokenizer, task="sts-b", max_seq_length=8, cache_dir=tmp_path)
+    examples = tokenise(rows, tokenizer, task="sts-b", max_seq_length=8, cache_dir=tmp_path)
     pieces = ["[CLS]", "a", "##b", "c", "[SEP]", "j", "[UNK]", "[SEP]"]
     assert tokenizer.convert_ids_to_tokens(examples.input_ids.tolist()) == pieces
     assert examples.labels[0].dtype == torch.float32
@@ -251,7 +251,7 @@ def test_tokens_are_kept_and_made_anew_when_needed(tmp_path, tokenizer):
 
     def calls(rows=rows, length=8, **options) -> int:
         counted = Counted(tokenizer)
-        examples = encode(rows, counted, task="qqp", max_seq_length=length, cache_dir=tmp_path, **options)
+        examples = tokenise(rows, counted, task="qqp", max_seq_length=length, cache_dir=tmp_path, **options)
         assert (
             examples.input_ids[: examples.offsets[1]].tolist() == tokenizer(rows.first[0], rows.second[0])["input_ids"]
         )
@@ -282,7 +282,7 @@ def test_tokens_are_kept_and_made_anew_when_needed(tmp_path, tokenizer):
 def test_a_cache_that_cannot_be_written_is_refused(tmp_path, tokenizer):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"--cache_dir .*file"):
-        encode(Rows("here", ["a"], None, [0]), tokenizer, task="cola", max_seq_length=8, cache_dir=tmp_path / "file")
+        tokenise(Rows("here", ["a"], None, [0]), tokenizer, task="cola", max_seq_length=8, cache_dir=tmp_path / "file")
 
 
 def logits(classes: list[int]) -> np.ndarray:

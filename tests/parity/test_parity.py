@@ -11,18 +11,11 @@ import torch
 import emmental
 from emmental import contrastive_loss, regularization, schedule_threshold, set_packing, set_threshold
 from emmental.model.packing import Packing
-from emmental.training.loop import build_optimizer, optimizer_step, rate_factor
 from emmental.training.objective import distillation, task_loss
+from emmental.training.optimizer import Optimizer
 
 HERE = Path(__file__).parent
 ROUNDING_NOISE = ("key.bias", "qa_outputs.bias")  # their gradients are mathematically zero
-
-
-def update(model: torch.nn.Module, optimizer, step: int, factor: float, max_grad_norm: float, epsilon: float) -> float:
-    """One update at `step` from 0, clipped jointly. Returns the gradient norm before clipping."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
-    optimizer_step(optimizer, step, factor, epsilon)
-    return float(norm)
 
 
 def load(name: str) -> dict[str, torch.Tensor]:
@@ -90,7 +83,7 @@ def test_threshold_mask(key):
     _, name, threshold, sigmoid = key.split("/")
     scores, record = A[f"S/{name}"], A_COUNTS[key]
     mask = emmental.ThresholdBinarizer.apply(scores, float(threshold), sigmoid == "sigmoid=True")
-    if record["count"] < record["floor"]:  # mended (quirk 18): ties no longer empty the mask
+    if record["count"] < record["floor"]:  # mended (D28): ties no longer empty the mask
         assert name in ("zeros_32x32", "zeros_1x1", "allneg_ties_40x50")
         assert int(mask.sum()) == record["floor"]
         assert scores[mask.bool()].min() >= scores[~mask.bool()].max() if 0 < mask.sum() < mask.numel() else True
@@ -301,8 +294,9 @@ class Run:
         with torch.no_grad():
             outputs = [teacher(**batch).classifications for batch in self.batches()]
         self.teacher_logits = tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
-        rates = self.args["learning_rate"], self.args["mask_scores_learning_rate"]
-        self.optimizer = build_optimizer(self.model, *rates, self.args["weight_decay"])
+        names = ("learning_rate", "mask_scores_learning_rate", "weight_decay", "max_grad_norm", "warmup_steps")
+        recipe = {name: self.args[name] for name in names}
+        self.optimizer = Optimizer(self.model, **recipe, epsilon=self.args["adam_epsilon"], total_steps=self.total)
 
     def batches(self) -> list[dict[str, torch.Tensor]]:
         return [inputs(self.data, slice(start, start + 8)) for start in range(0, 64, 8)]
@@ -381,7 +375,7 @@ TRAJECTORIES = [
 @pytest.mark.parametrize(("name", "packing"), TRAJECTORIES)
 def test_trajectory(name, packing):
     run = Run(name, packing)
-    args, threshold = run.args, run.args["initial_threshold"]
+    threshold = run.args["initial_threshold"]
     for t in range(run.total):
         if t % (run.total // 3) == 0:
             run.start_epoch(t, threshold)
@@ -391,8 +385,7 @@ def test_trajectory(name, packing):
         set_threshold(run.model, threshold)
         run.model.zero_grad()
         run.loss(t, regu_lambda).backward()
-        factor = rate_factor(t, args["warmup_steps"], run.total)
-        norm = update(run.model, run.optimizer, t, factor, args["max_grad_norm"], args["adam_epsilon"])
+        norm = float(run.optimizer.step(t))
         assert norm == pytest.approx(float(run.steps["grad_norm"][t]), rel=1e-4)
 
     assert run.banks.keys() == run.recorded_banks.keys()
@@ -415,10 +408,13 @@ def test_trajectory(name, packing):
 def test_optimizer(decay):
     recorded = load("g_adamw_hf")
     model = torch.nn.ParameterDict({"matrix": recorded["p0"].clone()})
-    optimizer = build_optimizer(model, 0.01, 0.0, float(decay))
+    optimizer = Optimizer(
+        model,
+        **{"learning_rate": 0.01, "mask_scores_learning_rate": 0.0, "weight_decay": float(decay), "epsilon": 1e-8},
+        **{"max_grad_norm": float("inf"), "warmup_steps": 3, "total_steps": 12},
+    )
     for t, gradient in enumerate(recorded["grads"]):
-        factor = rate_factor(t, warmup_steps=3, total_steps=12)
-        assert 0.01 * factor == pytest.approx(float(recorded["lr_used_at_step"][t]))
+        assert optimizer.learning_rates(t)["weights"] == pytest.approx(float(recorded["lr_used_at_step"][t]))
         model["matrix"].grad = gradient.clone()
-        update(model, optimizer, t, factor, float("inf"), 1e-8)
+        optimizer.step(t)
         close(model["matrix"].data, recorded[f"wd{decay}/params_after_step"][t], atol=1e-6)

@@ -7,8 +7,9 @@ from torch import nn
 from emmental import MaskedLinear, set_threshold
 from emmental.pruning.masked_linear import kept_weights
 from emmental.pruning.methods import METHODS
-from emmental.pruning.schedule import Steering, calibrated_threshold, schedule_threshold, score_at
-from emmental.training.loop import rate_factor
+from emmental.pruning.schedule import schedule_threshold
+from emmental.pruning.target_sparsity import LambdaController, calibrated_threshold, score_at
+from emmental.training.optimizer import lr_factor
 from emmental.utils.errors import InputError
 
 
@@ -48,8 +49,8 @@ def simulated(start_lambda: float, target: float, steps: int, strength: float = 
     for score in scores:
         nn.init.zeros_(score)
     optimizer = torch.optim.Adam(scores, lr=1e-2)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: rate_factor(t, epoch, steps))
-    steering = Steering(target, score_at(0.1, METHODS["sigmoied_threshold"]), 2 * epoch, steps - 3 * epoch)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: lr_factor(t, epoch, steps))
+    steering = LambdaController(target, score_at(0.1, METHODS["sigmoied_threshold"]), 2 * epoch, steps - 3 * epoch)
     state: dict[str, float] = {}
     for step in range(steps):
         _, regu_lambda = schedule_threshold(step, steps, epoch, 0, 0.1, 2, 3, start_lambda)
@@ -92,7 +93,7 @@ def test_nor_how_long_the_run_is(start_lambda, target, strength):
 
 
 def test_travel_before_the_ramp_does_not_count():
-    model, steering, state = two_matrices(), Steering(0.9, -2.2, 100, 200), {}
+    model, steering, state = two_matrices(), LambdaController(0.9, -2.2, 100, 200), {}
     assert {steering.factor(model, step, 1.0, state) for step in range(101)} == {1.0}
     assert state.get("travel", 0.0) == 0.0
 
@@ -108,7 +109,8 @@ def test_calibration_counts_what_the_floor_keeps():
 
 
 def test_the_state_is_all_that_the_next_step_needs():
-    steering, travel = Steering(0.9, -2.2, 0, 100), 0.06  # of a step, so that scores are looked at in every other one
+    steering = LambdaController(0.9, -2.2, 0, 100)
+    travel = 0.06  # of a step, so that scores are looked at in every other one
 
     def factors(model, state, steps):
         for step in steps:

@@ -84,7 +84,7 @@ def test_resumed_with_another_number(world, alone, tmp_path, before, after):
     """A signal to one process stops them all at the same step."""
     command = still(world, "qqp", HARD)
     expected = alone(command)
-    stopped = run(command, before, tmp_path, {before - 1: ("hit", signal.SIGTERM, "optimizer_step", 6)})
+    stopped = run(command, before, tmp_path, {before - 1: ("hit", signal.SIGTERM, "Optimizer.step", 6)})
     assert [answer.code for answer in stopped] == [143] * before
     assert "checkpoint-6" in stopped[0].out
     went_on = run([*command, "--resume_from_checkpoint", "auto"], after, tmp_path)
@@ -97,7 +97,7 @@ def test_resumed_bit_for_bit_with_dropout(world, tmp_path):
     command = [*world.command("qqp"), *TRAIN, *world.cap("qqp"), *SOFT, "--snapshot_mode", "eval"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert [answer.code for answer in run(command, 2, whole)] == [0, 0]
-    stop = ("hit", signal.SIGINT, "optimizer_step", 5)
+    stop = ("hit", signal.SIGINT, "Optimizer.step", 5)
     assert [answer.code for answer in run(command, 2, parts, {0: stop})] == [130, 130]
     assert [a.code for a in run([*command, "--resume_from_checkpoint", "auto"], 2, parts)] == [0, 0]
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
@@ -116,7 +116,7 @@ def test_one_that_dies_ends_the_others(world, tmp_path):
     """Without torchrun's help, by the closed connection."""
     begun = time.monotonic()
     command = still(world, "qqp", HARD)
-    answers = run(command, 2, tmp_path, {1: ("hit", signal.SIGKILL, "optimizer_step", 4)})
+    answers = run(command, 2, tmp_path, {1: ("hit", signal.SIGKILL, "Optimizer.step", 4)})
     assert answers[1].code == -signal.SIGKILL and answers[0].code not in (0, -signal.SIGKILL)
     assert time.monotonic() - begun < 60
     assert (tmp_path / "checkpoint-3").exists() and not (tmp_path / "result.json").exists()

@@ -68,7 +68,8 @@ def test_killed_three_times(world, tmp_path, undisturbed, number):
     killed(command, tmp_path, "", chance.randrange(1, calls // 3))
     killed(command, tmp_path, *PLACES[number])
     done = max(checkpoints(tmp_path), default=0)
-    last = [("optimizer_step", steps - done), ("steered_to", 1)][number % 2] if steps > done else ("steered_to", 1)
+    after = ("target_report", 1)
+    last = [("Optimizer.step", steps - done), after][number % 2] if steps > done else after
     killed(command, tmp_path, *last)
     succeed(*command, "--output_dir", tmp_path)
     assert outcome(tmp_path) == outcome(expected)
@@ -112,19 +113,19 @@ def test_asked_to_stop(world, tmp_path, undisturbed, flags):
     number = signal.SIGTERM if dense or "l0" in flags else signal.SIGINT
     command = [*world.command("qqp"), *TRAIN, "--logging_steps", 5, *flags, *([] if dense else world.cap("qqp"))]
     expected, _, _ = undisturbed(command)
-    inside = "optimizer_step" if "--evaluate_during_training" in flags or dense else "encode_epoch.<locals>.compute"
+    inside = "Optimizer.step" if "--evaluate_during_training" in flags or dense else "encode_epoch.<locals>.compute"
     stopped = run_script(*command, "--output_dir", tmp_path, before=("hit", number, inside, 3))
     assert stopped.code == 128 + number, stopped.err
     saved = tmp_path / f"checkpoint-{checkpoints(tmp_path)[-1]}"
     assert f"stopped by {signal.Signals(number).name}; go on with --resume_from_checkpoint {saved}\n" in stopped.out
-    assert saved.name == ("checkpoint-3" if inside == "optimizer_step" else "checkpoint-9")
+    assert saved.name == ("checkpoint-3" if inside == "Optimizer.step" else "checkpoint-9")
     succeed(*command, "--output_dir", tmp_path, "--resume_from_checkpoint", saved)
     assert outcome(tmp_path) == outcome(expected)
 
 
 def test_asked_to_stop_in_the_last_step(world, tmp_path):
     command = [*world.command("qqp"), *TRAIN, *HARD, "--max_steps", 5, "--output_dir", tmp_path]
-    assert run_script(*command, before=("hit", signal.SIGTERM, "optimizer_step", 5)).code == 143
+    assert run_script(*command, before=("hit", signal.SIGTERM, "Optimizer.step", 5)).code == 143
     assert not (tmp_path / "result.json").exists()
     succeed(*command, "--resume_from_checkpoint", "auto")
     assert (tmp_path / "result.json").exists() and [line["step"] for line in log(tmp_path)][:5] == [1, 2, 3, 4, 5]
@@ -133,7 +134,7 @@ def test_asked_to_stop_in_the_last_step(world, tmp_path):
 def test_asked_to_stop_while_loading_or_evaluating(world, tmp_path):
     """There is nothing to be saved then: the process just ends."""
     command = [*world.command("qqp"), *TRAIN, *HARD, "--max_steps", 5]
-    for place in ("build", "steered_to"):
+    for place in ("load_student", "target_report"):
         out = tmp_path / place
         assert run_script(*command, "--output_dir", out, before=("hit", signal.SIGTERM, place, 1)).code == -15
         answer = run_script(*command, "--output_dir", out / "2", before=("hit", signal.SIGINT, place, 1))
@@ -193,7 +194,7 @@ def test_going_back_while_later_checkpoints_are_damaged(finished):
     for step in (9, 12):
         (folder / f"checkpoint-{step}" / "training_state.safetensors").write_bytes(b"")
     limited = [*command, "--save_steps", 1, "--save_total_limit", 1, "--resume_from_checkpoint", "auto"]
-    killed(limited, folder, "optimizer_step", 3)
+    killed(limited, folder, "Optimizer.step", 3)
     assert 8 in checkpoints(folder)
     resumed = succeed(*limited, "--output_dir", folder)
     assert resumed.err.count("passed over") == 2
@@ -266,7 +267,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(finished):
 
 def test_only_the_newest_checkpoints_are_kept(world, tmp_path):
     flags = ["--save_steps", 1, "--save_total_limit", 2, "--output_dir", tmp_path]
-    killed([*world.command("qqp"), *TRAIN, *HARD, *flags], tmp_path, "optimizer_step", 8)
+    killed([*world.command("qqp"), *TRAIN, *HARD, *flags], tmp_path, "Optimizer.step", 8)
     assert checkpoints(tmp_path) == [6, 7]
     succeed(*world.command("qqp"), *TRAIN, *HARD, *flags, "--resume_from_checkpoint", "auto")
     assert checkpoints(tmp_path) == [11, 12]

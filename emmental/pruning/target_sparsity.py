@@ -1,0 +1,108 @@
+"""Soft pruning to a sparsity that was asked for: steering lambda on the way, calibrating the threshold at the end."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from emmental.pruning.masked_linear import masked_linears
+from emmental.pruning.masks import SATURATED, compared, least, top_mask
+from emmental.pruning.methods import Method
+
+SAMPLE = 1 << 18  # scores enough for a quantile
+
+# Steering: gains in e-folds of lambda per unit of score, and per unit of score and of travel
+PROPORTIONAL, INTEGRAL = 10.0, 10.0
+BRAKING_GAIN = 3.0  # how much harder to brake than to push
+LOOKAHEAD = 0.4  # how much travel ahead the error is seen
+MAX_ERROR = 0.5  # errors beyond are taken as this
+MAX_INTEGRAL = 12.0  # the integral never leads further than e^12 from where lambda started
+UPDATE_INTERVAL = 0.1  # travel between two looks at the scores
+
+
+def score_at(threshold: float, method: Method) -> float:
+    """The score that a threshold cuts at."""
+    return math.log(threshold / (1 - threshold)) if method.sigmoid else threshold
+
+
+@torch.no_grad()
+def calibrated_threshold(model: nn.Module, target_sparsity: float) -> float:
+    """The threshold at which exactly a share 1 - `target_sparsity` of all scores remains, up to ties."""
+    linears = masked_linears(model).values()
+    sigmoid = any(linear.method.sigmoid for linear in linears)
+    threshold = 0.0
+    for _ in range(2):  # the second time, if need be, in the precision that the first one asks for
+        values = []
+        for linear in linears:
+            scores = linear.mask_scores.flatten()
+            row = compared(scores, threshold, sigmoid)  # as where masks are made, so that they compare equal
+            floor = top_mask(scores[None], least(row.numel()))[0] > 0  # kept anyway: it comes first
+            values.append(row.masked_fill(floor, math.inf).cpu().numpy())
+        values = np.concatenate(values)
+        kept = round(values.size * (1 - target_sparsity))
+        place = max(values.size - kept - 1, 0)  # the largest that goes is the threshold, for the comparison is strict
+        threshold = float(np.partition(values, place)[place])
+        if not sigmoid or threshold <= SATURATED:
+            break
+    return threshold
+
+
+@dataclass(frozen=True)
+class LambdaController:
+    """Steers lambda so that soft pruning ends at a sparsity that was asked for.
+
+    Soft movement pruning "cannot precisely determine the final sparsity ratio beforehand" (arXiv 2112.07198); lambda is
+    tuned by hand. Here the share of scores below the final threshold is to follow the cubic schedule from 0 to
+    `target`, and lambda is multiplied by e^u, u = PROPORTIONAL * error + its integral. The error is how far the score
+    at the rank where the schedule stands is from the cut, seen a little ahead: unlike a count, it tells the distance
+    while nothing is pruned yet. Time is measured in travel, the sum of the scores' learning rates, which is about the
+    distance that Adam can move a score; so the gains hold for runs of any length.
+    """
+
+    target: float
+    cut: float  # the final threshold as a score
+    start: int  # the step at which the threshold begins to move
+    end: int  # and the one at which it has stopped
+
+    def goal(self, step: int) -> float:
+        """The share of scores that should be below the cut at `step`."""
+        passed = min(1.0, (step - self.start) / max(1, self.end - self.start))
+        return self.target * (1 - (1 - passed) ** 3)
+
+    def factor(self, model: nn.Module, step: int, learning_rate: float, state: dict[str, float]) -> float:
+        """What lambda is multiplied by at `step`, with the scores' present learning rate.
+
+        `state` is empty at first and holds what the next call needs; a device is waited for once in a while only.
+        """
+        if step > self.start:
+            state["travel"] = state.get("travel", 0.0) + learning_rate
+        travel = state.get("travel", 0.0)
+        if travel >= UPDATE_INTERVAL or (travel > 0 and "last" not in state):
+            goal = self.goal(step)
+            present, last, remaining = self.measure(model, goal)
+            speed = (last - state.get("last", last)) / travel  # -1: as fast as Adam moves
+            # Both have the same sign: the distance tells while nothing is pruned yet, the ratio once much is.
+            distance = present - self.cut + LOOKAHEAD * speed
+            error = max(-MAX_ERROR, min(MAX_ERROR, distance)) + math.log(remaining / (1 - goal))
+            # What falls as fast as it can is not pushed harder; what has fallen too far does not come back by itself.
+            error *= max(0.0, min(1.0, 1 + speed)) if error > 0 else BRAKING_GAIN
+            integral = state.get("integral", 0.0) + INTEGRAL * error * travel
+            state["integral"] = max(-MAX_INTEGRAL, min(MAX_INTEGRAL, integral))
+            state |= {"last": last, "travel": 0.0}
+            state["factor"] = math.exp(state["integral"] + PROPORTIONAL * error)
+        return state.get("factor", 1.0)
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module, goal: float) -> tuple[float, float, float]:
+        """The scores below which shares `goal` and `target` of all scores lie, and the share above the cut.
+
+        From a sample in large models.
+        """
+        scores = [linear.mask_scores.flatten() for linear in masked_linears(model).values()]
+        stride = sum(part.numel() for part in scores) // SAMPLE | 1  # odd: no multiple of a head's size
+        sample = torch.cat([part[::stride] for part in scores]).cpu().numpy()
+        places = [min(int(share * sample.size), sample.size - 1) for share in (goal, self.target)]
+        present, last = np.partition(sample, sorted(set(places)))[places].tolist()
+        return present, last, max(np.count_nonzero(sample > self.cut), 1) / sample.size

@@ -1,0 +1,49 @@
+"""What is reported of a run: log lines on the way, evaluations, and the results at the end."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from emmental.model.masked_bert import MaskedBert
+from emmental.pruning.counting import count, heat_map
+from emmental.training import checkpoint
+from emmental.training.logs import Log, write_json
+from emmental.training.loop import StepResult
+
+Evaluate = Callable[[MaskedBert, Path], dict[str, float]]  # a model and the folder for its files -> metrics by name
+
+
+def scalars(model: MaskedBert, done: StepResult, losses: dict[str, float]) -> dict[str, float]:
+    """One log line: the schedule, what remains, the learning rates, the mean of every loss part."""
+    line = {"learning_rate/weights": done.learning_rates["weights"], "grad_norm": float(done.grad_norm)}
+    if model.config.pruning_method is not None:
+        line |= {"threshold": done.threshold, "lambda": done.regu_lambda}
+        line["remaining_weights"] = count(model).remaining
+        line["learning_rate/mask_scores"] = done.learning_rates["mask_scores"]
+    return line | losses
+
+
+def log_evaluation(log: Log, step: int, model: MaskedBert, results: dict[str, float]) -> None:
+    """The results of an evaluation at `step`, and the picture of what remains."""
+    if model.config.pruning_method is not None:
+        counted = count(model)
+        results = results | {"remaining_weights": counted.remaining, "threshold": model.config.threshold}
+        log.figure(step, "remaining_weights/by_matrix", lambda: heat_map(counted))
+    log.scalars(step, {f"eval/{name}": value for name, value in results.items()})
+
+
+def evaluate_checkpoints(
+    output_dir: Path, load: Callable[[Path], MaskedBert], evaluate: Evaluate
+) -> dict[str, dict[str, float]]:
+    """The results of every complete checkpoint of `output_dir`, by its step; `load` loads the model of a folder."""
+    folders = reversed(list(checkpoint.complete(output_dir)))
+    return {str(checkpoint.read_state(folder)["step"]): evaluate(load(folder), folder) for folder in folders}
+
+
+def write_results(results: dict, output_dir: Path) -> None:
+    """Leaves result.json for programs and eval_results.txt for people, and prints the latter."""
+    write_json(results, output_dir / "result.json")
+    lines = [f"{name} = {value:.6g}" for name, value in results.items() if isinstance(value, int | float)]
+    lines += [f"step {step}: {values}" for step, values in results.get("checkpoints", {}).items()]
+    (output_dir / "eval_results.txt").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    print(f"results in {output_dir / 'result.json'}")
