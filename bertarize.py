@@ -57,7 +57,8 @@ def main() -> None:
         if folder.exists():
             check_replaceable(folder)
 
-    from emmental.export.fold import load_masked, save_folded
+    from emmental.export.fold import save_folded
+    from emmental.model.loading import load_masked
 
     model = load_masked(args.model_name_or_path, args.pruning_method, args.threshold)
     shutil.rmtree(beside, ignore_errors=True)

@@ -42,9 +42,9 @@ def main() -> None:
     if args.plot and find_spec("matplotlib") is None:
         raise InputError("--plot needs matplotlib: pip install matplotlib")
 
-    from emmental.export.fold import load_masked
+    from emmental.model.loading import load_masked
     from emmental.pruning import counting
-    from emmental.training.logs import write_json
+    from emmental.utils.files import write_json
 
     counted = counting.count(load_masked(args.serialization_dir, args.pruning_method, args.threshold))
     print(counting.table(counted))

@@ -18,8 +18,9 @@ from emmental.contrast.bank import Bank
 from emmental.contrast.encoding import fill_from_teacher, restore_from_teacher
 from emmental.data.batches import Plan
 from emmental.data.examples import Examples
+from emmental.export.fold import fold
 from emmental.model import loading
-from emmental.model.masked_bert import MaskedBert, MaskedBertConfig, fold
+from emmental.model.masked_bert import MaskedBert, MaskedBertConfig
 from emmental.model.packing import set_packing
 from emmental.pruning.counting import count
 from emmental.pruning.masked_linear import set_threshold
@@ -29,13 +30,13 @@ from emmental.pruning.target_sparsity import LambdaController, score_at
 from emmental.training import checkpoint
 from emmental.training.console import Stop, bars
 from emmental.training.evaluation import Evaluate, evaluate_checkpoints, log_evaluation, scalars, write_results
-from emmental.training.logs import Log, Losses, write_json
+from emmental.training.logs import Log, Losses
 from emmental.training.loop import Progress, StepResult, train
 from emmental.training.objective import Classifications, Objective
 from emmental.training.optimizer import Optimizer
 from emmental.utils import distributed
 from emmental.utils.errors import InputError
-from emmental.utils.files import writing
+from emmental.utils.files import write_json, writing
 from emmental.utils.precision import Precision
 
 

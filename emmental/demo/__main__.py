@@ -13,92 +13,14 @@ import subprocess
 import sys
 import time
 import zlib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
+from emmental.demo.data import TOPICS, Examples, Texts, best_guess
+from emmental.demo.tasks import RECIPE, SCRIPTS, Task
 from emmental.utils.errors import InputError, run
 
-TOPICS = {
-    "animal": ["tiger", "horse", "rabbit", "donkey", "otter", "camel", "zebra", "badger"],
-    "fruit": ["apple", "cherry", "mango", "lemon", "melon", "peach", "banana", "grape"],
-    "tool": ["hammer", "drill", "rasp", "wrench", "chisel", "pliers", "spade", "axe"],
-    "instrument": ["violin", "piano", "trumpet", "guitar", "harp", "flute", "drum", "cello"],
-    "garment": ["coat", "scarf", "shirt", "glove", "sock", "jacket", "skirt", "hat"],
-    "vehicle": ["bus", "tram", "bicycle", "train", "lorry", "ferry", "canoe", "scooter"],
-}
-QUESTIONS = (
-    "where can i find a {} , a {} and a {} ?",
-    "which is older , the {} , the {} or the {} ?",
-    "why would anyone draw a {} with a {} and a {} ?",
-    "how much are the {} , the {} and the {} ?",
-)
-FACTS = (
-    "{name} found a {thing} near the river .",
-    "in the morning {name} met a man with a {thing} .",
-    "there is a {thing} in the picture of {name} .",
-    "{name} dreamt of a large {thing} .",
-)
-NAMES = ["anna", "ben", "carla", "david", "emma", "felix", "grace", "henry"]
-WINDOW = {"max_seq_length": 64, "doc_stride": 32, "max_query_length": 16}
-
-Texts = list[tuple[str, str]]  # pairs of texts that belong together, to pre-train on
-Examples = list[tuple[str, str, object]]  # an example's two texts, and its label or answer
-
-
-def write_pairs(folder: Path, rng: random.Random) -> tuple[Texts, Examples]:
-    """QQP's train.tsv and dev.tsv, where two questions are duplicates if they are about one topic.
-
-    Two topics give four questions and four pairs, in which each question meets both labels: alone it tells nothing.
-    Returns the pairs about one topic to pre-train on, and the dev set.
-    """
-
-    def ask(topic: str) -> str:
-        return rng.choice(QUESTIONS).format(*rng.sample(TOPICS[topic], 3))
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, groups in (("train", 1500), ("dev", 250)):
-        pairs = []
-        for _ in range(groups):
-            topics = rng.sample(list(TOPICS), 2)
-            first, second = ([ask(topic) for topic in topics] for _ in range(2))
-            pairs += [(first[i], second[j], int(i == j)) for i in range(2) for j in range(2)]
-        rng.shuffle(pairs)
-        lines = ("\t".join(map(str, (i, 2 * i, 2 * i + 1, *pair))) for i, pair in enumerate(pairs))
-        header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
-        (folder / f"{split}.tsv").write_text("\n".join([header, *lines]) + "\n")
-        if split == "train":
-            together = [(first, second) for first, second, label in pairs if label]
-    return together, pairs
-
-
-def write_passages(folder: Path, rng: random.Random) -> tuple[Texts, Examples]:
-    """SQuAD's train-v1.1.json and dev-v1.1.json: passages of three facts on three topics, and a question on each.
-
-    A passage has three answers and a question eight, so either alone leaves a guess. Returns questions with facts on
-    nothing but their topic to pre-train on, and the dev set.
-    """
-
-    def tell(things: Iterable[str]) -> str:
-        return " ".join(rng.choice(FACTS).format(name=rng.choice(NAMES), thing=thing) for thing in things)
-
-    folder.mkdir(parents=True, exist_ok=True)
-    together = []
-    for split, passages in (("train", 1200), ("dev", 300)):
-        paragraphs, examples = [], []
-        for number in range(passages):
-            things = {topic: rng.choice(TOPICS[topic]) for topic in rng.sample(list(TOPICS), 3)}
-            context, qas = tell(things.values()), []
-            for topic, thing in things.items():
-                answers = [{"text": thing, "answer_start": context.index(f" {thing} ") + 1}]
-                qas.append({"id": f"{number}-{topic}", "question": f"which {topic} is it ?", "answers": answers})
-                together.append((qas[-1]["question"], tell(rng.sample(TOPICS[topic], 3))))
-                examples.append((qas[-1]["question"], context, thing))
-            paragraphs.append({"context": context, "qas": qas})
-        content = {"version": "1.1", "data": [{"title": "demo", "paragraphs": paragraphs}]}
-        (folder / f"{split}-v1.1.json").write_text(json.dumps(content, indent=1))
-    return together, examples
+ROOT = Path(__file__).parents[2]  # where the scripts are; the demo's own folder is made where it is started
 
 
 def pretrain(folder: Path, pairs: Texts, seed: int) -> None:
@@ -122,93 +44,14 @@ def pretrain(folder: Path, pairs: Texts, seed: int) -> None:
         rows = torch.randint(len(pairs), (32,))
         batch = {name: values[rows] for name, values in texts.items()}
         hidden = topical[rows] & (torch.rand(topical[rows].shape) < 0.4)
-        truth = batch["input_ids"][hidden]
+        masked = batch["input_ids"][hidden]
         batch["input_ids"] = batch["input_ids"].masked_fill(hidden, tokenizer.mask_token_id)
         guesses = model.cls.predictions(model.bert(**batch).last_hidden_state[hidden])
-        torch.nn.functional.cross_entropy(guesses, truth).backward()
+        torch.nn.functional.cross_entropy(guesses, masked).backward()
         optimizer.step()
         optimizer.zero_grad()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def classify(model, tokenizer, here: Path) -> dict[str, float]:
-    """Accuracy and F1 on dev.tsv, in per cent."""
-    from emmental.data import glue
-    from emmental.model.inference import predict
-    from emmental.utils.precision import Precision
-
-    rows = glue.read("qqp", here / "data" / "dev.tsv")
-    examples = glue.tokenise(rows, tokenizer, task="qqp", max_seq_length=128, cache_dir=here / "cache" / "emmental")
-    (logits,), _ = predict(model, examples, Precision(model.device), "dev")
-    scores = glue.metrics("qqp", logits.numpy(), examples.labels[0].numpy())
-    return {"accuracy": 100 * scores["acc"], "F1": 100 * scores["f1"]}
-
-
-def answer(model, tokenizer, here: Path) -> dict[str, float]:
-    """F1 and exact match on dev-v1.1.json, in per cent."""
-    from emmental.data import squad, squad_metrics
-    from emmental.model.inference import predict
-    from emmental.utils.precision import Precision
-
-    questions = squad.read(here / "data" / "dev-v1.1.json", version_2=False)
-    windows = squad.windows(questions, tokenizer, **WINDOW, training=False, cache_dir=here / "cache" / "emmental")
-    spans, _ = predict(model, windows.examples, Precision(model.device), "dev")
-    start, end = (windows.examples.ragged(logits.numpy()) for logits in spans)
-    settings = {"n_best_size": 20, "max_answer_length": 30, "version_2": False, "null_score_diff_threshold": 0.0}
-    predictions, *_ = squad_metrics.predict(windows, start, end, **settings)
-    scores = squad_metrics.evaluate(questions, predictions)
-    return {"F1": scores["f1"], "exact match": scores["exact"]}
-
-
-def best_guess(examples: Examples, place: int) -> float:
-    """Per cent right of the best rule that sees one text of each example: its most frequent truth, dev set in hand."""
-    groups = defaultdict(Counter)
-    for example in examples:
-        groups[example[place]][example[2]] += 1
-    return 100 * sum(max(group.values()) for group in groups.values()) / len(examples)
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task in miniature: its program, its data and measures, and what must come out, in per cent."""
-
-    name: str
-    model: str
-    flags: dict[str, object]
-    write: Callable[[Path, random.Random], tuple[Texts, Examples]]
-    evaluate: Callable[..., dict[str, float]]
-    epochs: int  # of the teacher
-    recipe: dict[str, str]  # of teacher and pruned model
-    teacher: float  # at least, by the first measure
-    alone: float  # at most, for the best guess from one of an example's two texts
-
-
-GLUE = Task(
-    *("glue", "MaskedBertForSequenceClassification", {"task_name": "qqp"}),
-    *(write_pairs, classify),
-    epochs=2,
-    recipe={"BATCH": "64", "LR": "5e-4"},
-    teacher=90,
-    alone=55,
-)
-SQUAD = Task(
-    *("squad", "MaskedBertForQuestionAnswering", WINDOW),
-    *(write_passages, answer),
-    epochs=3,
-    recipe={"BATCH": "32", "LR": "1e-3"},
-    teacher=80,
-    alone=40,
-)
-ROOT = Path(__file__).parents[2]  # where the scripts are; the demo's own folder is made where it is started
-RECIPE = {"EPOCH": "6", "WARMUP": "30", "EXTRA_EXAMPLES": "256"}
-TRAVEL = {"MASK_LR": "5e-2"}  # published: 1e-2, with which a score could not come from 0 to the cut in so few steps
-SCRIPTS = {
-    "run_glue_topk_kd.sh": (GLUE, {"FINAL_TH": "0.1"}),
-    "run_glue_soft_kd.sh": (GLUE, {"FINAL_LAMBDA": "50", **TRAVEL}),
-    "run_squad_topk_kd.sh": (SQUAD, {"FINAL_TH": "0.1"}),
-    "run_squad_soft_kd.sh": (SQUAD, {"FINAL_LAMBDA": "100", **TRAVEL}),
-}
 
 
 def execute(title: str, *command: object, **environment: str) -> None:
@@ -221,11 +64,12 @@ def execute(title: str, *command: object, **environment: str) -> None:
         sys.exit(finished.returncode)
 
 
-def teach(task: Task, here: Path, together: Texts, flags: list[object], seed: int) -> None:
+def make_teacher(task: Task, here: Path, together: Texts, flags: list[object], seed: int) -> None:
     """The small BERT and its teacher in `here`, unless an earlier demo has left them."""
-    marker, state = here / "made.json", {"seed": seed, "demo": zlib.crc32(Path(__file__).read_bytes())}
-    whole = all((here / folder / "config.json").exists() for folder in ("model", "teacher"))
-    if whole and marker.exists() and json.loads(marker.read_text()) == state:
+    code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    marker, state = here / "made.json", {"seed": seed, "demo": zlib.crc32(code)}
+    made = all((here / folder / "config.json").exists() for folder in ("model", "teacher"))
+    if made and marker.exists() and json.loads(marker.read_text()) == state:
         print(f"the small BERT and its teacher are in {here} from an earlier demo")
         return
     marker.unlink(missing_ok=True)
@@ -334,7 +178,7 @@ def main() -> None:
     settings = {"seed": seed, "cache_dir": here / "cache", **task.flags}
     flags = [part for name, value in settings.items() for part in (f"--{name}", value)]
     together, dev = task.write(here / "data", random.Random(seed))
-    teach(task, here, together, flags, seed)
+    make_teacher(task, here, together, flags, seed)
     output = here / Path(script).stem
     places = {"DATA_DIR": here / "data", "MODEL": here / "model", "TEACHER_PATH": here / "teacher", "OUTPUT": output}
     # the environment may set the recipe's numbers, as for the script alone; the places are the demo's

@@ -1,77 +1,36 @@
-"""A masked model as it was saved, read as tensors only and checked before anything is made of it."""
+"""Folds a masked model's masks into its weights: transformers' plain BERT, dense or packed, without idle neurons.
 
-import json
+Movement pruning leaves 3 to 50 % of the encoder's weights; what is pruned becomes a zero of a plain model, which needs
+no code of ours. `compact` also removes the feed-forward neurons that pruning has left without input or output.
+"""
+
 import shutil
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from transformers import BertConfig
+from torch import Tensor
+from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
+from transformers.activations import ACT2FN
 
-from emmental.export.sparse_format import compact, idle_neurons, rounded, save_sparse, size_table
-from emmental.model.masked_bert import (
-    MaskedBert,
-    MaskedBertConfig,
-    MaskedBertForQuestionAnswering,
-    MaskedBertForSequenceClassification,
-    fold,
-)
+from emmental.export.sparse_format import rounded, save_sparse
+from emmental.model.masked_bert import MaskedBert, MaskedBertConfig, MaskedBertForQuestionAnswering
 from emmental.model.validation import TOKENIZER_FILES
-from emmental.pruning.masked_linear import set_threshold
-from emmental.utils.errors import InputError
+from emmental.pruning.masked_linear import masked_linears
 
 
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a folder's model.safetensors, or of the pytorch_model.bin of older runs; never other objects."""
-    for name, reader in (
-        ("model.safetensors", load_file),
-        ("pytorch_model.bin", lambda path: torch.load(path, map_location="cpu", weights_only=True)),
-    ):
-        if (folder / name).is_file():
-            try:
-                return dict(reader(folder / name))
-            except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, TypeError, KeyError) as error:
-                raise InputError(f"{folder / name}: damaged, or no file of tensors ({_first_line(error)})") from None
-            except Exception as error:  # what an unpickler that takes tensors only says of anything else
-                raise InputError(f"{folder / name}: not tensors alone, not loaded ({_first_line(error)})") from None
-    raise InputError(f"{folder}: has neither model.safetensors nor pytorch_model.bin")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:120]
-
-
-def load_masked(directory: str, pruning_method: str | None = None, threshold: float | None = None) -> MaskedBert:
-    """The masked model of a folder, its masks made; a method or threshold given here wins over the config's.
-
-    InputError where weights or scores are missing, or are not this model's.
-    """
-    folder = Path(directory)
-    saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    given = {"pruning_method": pruning_method, "threshold": threshold}
-    settings = saved | {name: value for name, value in given.items() if value is not None}
-    kinds = (MaskedBertForSequenceClassification, MaskedBertForQuestionAnswering)
-    architecture = (saved.get("architectures") or [kinds[0].__name__])[0]
-    kind = {kind.__name__: kind for kind in kinds}.get(architecture)
-    if kind is None:
-        raise InputError(f"{folder}: architecture {architecture}, not one of {', '.join(k.__name__ for k in kinds)}")
-    try:
-        model = kind(MaskedBertConfig.from_dict(settings))
-    except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
-        raise InputError(f"{folder / 'config.json'}: {_first_line(error)}") from None
-    weights, expected = read_weights(folder), model.state_dict()
-    # Magnitude needs no scores, and may be tried on a model that has them; older files hold a buffer of positions.
-    spare = {name for name in weights if name.endswith(("position_ids", "mask_scores")) and name not in expected}
-    weights = {name: value for name, value in weights.items() if name not in spare}
-    wrong = [name for name in expected if name not in weights or weights[name].shape != expected[name].shape]
-    wrong += [name for name in weights if name not in expected]
-    if wrong:
-        what = "scores" if wrong[0].endswith("mask_scores") else "weights"
-        raise InputError(f"{folder}: {len(wrong)} {what} missing or of another model, the first {wrong[0]}")
-    model.load_state_dict(weights)
-    set_threshold(model, settings["threshold"])
-    return model.eval()
+@torch.no_grad()
+def fold(model: MaskedBert) -> BertForSequenceClassification | BertForQuestionAnswering:
+    """transformers' plain BERT with the model's present masks multiplied into its weights."""
+    config = BertConfig(**{k: v for k, v in model.config.to_dict().items() if k not in MaskedBertConfig.OWN})
+    plain = (
+        BertForQuestionAnswering if isinstance(model, MaskedBertForQuestionAnswering) else BertForSequenceClassification
+    )
+    folded = plain(config)
+    weights = {name: x for name, x in model.state_dict().items() if not name.endswith("mask_scores")}
+    for name, linear in masked_linears(model).items():
+        weights[f"{name}.weight"] = linear.eval().masked_weight()
+    folded.load_state_dict(weights)
+    return folded.eval()
 
 
 def save_folded(model: MaskedBert, source: Path, target: Path, form: str, dtype: str, compacted: bool) -> str:
@@ -107,3 +66,62 @@ def save_folded(model: MaskedBert, source: Path, target: Path, form: str, dtype:
         if (source / name).is_file():
             shutil.copy(source / name, target / name)
     return "\n".join(told)
+
+
+PARTS = {
+    "encoder": "bert.encoder.",
+    "embeddings": "bert.embeddings.",
+    "head": ("bert.pooler.", "classifier.", "qa_outputs."),
+    "total": "",
+}
+
+
+def size_table(state_dict: dict[str, Tensor], saved: dict[str, Tensor]) -> list[tuple[str, int, int, float]]:
+    """Rows (part, bytes as dense float32, bytes as saved, their ratio): encoder, embeddings, head with pooler, total.
+
+    `saved` holds the tensors stored, packed or not.
+    """
+    rows = []
+    for part, prefix in PARTS.items():
+        dense = sum(4 * value.numel() for name, value in state_dict.items() if name.startswith(prefix))
+        stored = sum(value.nbytes for name, value in saved.items() if name.startswith(prefix))
+        rows.append((part, dense, stored, dense / max(stored, 1)))
+    return rows
+
+
+def idle_neurons(state_dict: dict[str, Tensor]) -> list[Tensor]:
+    """For each layer, which feed-forward neurons read nothing or are read by nothing, (intermediate,)."""
+    readers = sorted(
+        (int(name.split(".")[3]), name) for name in state_dict if name.endswith(".intermediate.dense.weight")
+    )
+    return [
+        (state_dict[name] == 0).all(1) | (state_dict[name.replace("intermediate", "output")] == 0).all(0)
+        for _, name in readers
+    ]
+
+
+def compact(state_dict: dict[str, Tensor], config: dict) -> tuple[dict[str, Tensor], dict]:
+    """Remove feed-forward neurons that do nothing; the new `state_dict` and `config`, whose logits are the same.
+
+    A neuron that reads nothing (its row of the first matrix is zero) is the constant act(bias), which moves into the
+    second matrix's bias; one that nothing reads (its column there is zero) just goes. `intermediate_size` is one
+    number for all layers, so each loses as many as the layer that can spare fewest; if that is none, both are
+    returned as they came.
+    """
+    idle = idle_neurons(state_dict)
+    size = max([1, *(int((~mask).sum()) for mask in idle)])
+    if size == config["intermediate_size"]:
+        return state_dict, config
+    state = dict(state_dict)
+    for layer, mask in enumerate(idle):
+        layer = f"bert.encoder.layer.{layer}."
+        keep, drop = (part.sort().values for part in mask.int().argsort(stable=True).tensor_split([size]))
+        names = [f"{layer}{part}" for part in ("intermediate.dense.weight", "intermediate.dense.bias")]
+        weight, bias = f"{layer}output.dense.weight", f"{layer}output.dense.bias"
+        constant = ACT2FN[config["hidden_act"]](state[names[1]][drop].double())
+        moved = state[weight][:, drop].double() @ constant
+        state[bias] = (state[bias] + moved).to(state[bias].dtype)
+        state[weight] = state[weight][:, keep].contiguous()
+        for name in names:
+            state[name] = state[name][keep]
+    return state, config | {"intermediate_size": size}

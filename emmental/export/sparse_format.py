@@ -15,7 +15,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers.activations import ACT2FN
 
 from emmental.utils.errors import InputError
 from emmental.utils.files import whole
@@ -133,62 +132,3 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: no safetensors file, or not a whole one ({error})") from None
-
-
-PARTS = {
-    "encoder": "bert.encoder.",
-    "embeddings": "bert.embeddings.",
-    "head": ("bert.pooler.", "classifier.", "qa_outputs."),
-    "total": "",
-}
-
-
-def size_table(state_dict: dict[str, Tensor], saved: dict[str, Tensor]) -> list[tuple[str, int, int, float]]:
-    """Rows (part, bytes as dense float32, bytes as saved, their ratio): encoder, embeddings, head with pooler, total.
-
-    `saved` holds the tensors stored, packed or not.
-    """
-    rows = []
-    for part, prefix in PARTS.items():
-        dense = sum(4 * value.numel() for name, value in state_dict.items() if name.startswith(prefix))
-        stored = sum(value.nbytes for name, value in saved.items() if name.startswith(prefix))
-        rows.append((part, dense, stored, dense / max(stored, 1)))
-    return rows
-
-
-def idle_neurons(state_dict: dict[str, Tensor]) -> list[Tensor]:
-    """For each layer, which feed-forward neurons read nothing or are read by nothing, (intermediate,)."""
-    readers = sorted(
-        (int(name.split(".")[3]), name) for name in state_dict if name.endswith(".intermediate.dense.weight")
-    )
-    return [
-        (state_dict[name] == 0).all(1) | (state_dict[name.replace("intermediate", "output")] == 0).all(0)
-        for _, name in readers
-    ]
-
-
-def compact(state_dict: dict[str, Tensor], config: dict) -> tuple[dict[str, Tensor], dict]:
-    """Remove feed-forward neurons that do nothing; the new `state_dict` and `config`, whose logits are the same.
-
-    A neuron that reads nothing (its row of the first matrix is zero) is the constant act(bias), which moves into the
-    second matrix's bias; one that nothing reads (its column there is zero) just goes. `intermediate_size` is one
-    number for all layers, so each loses as many as the layer that can spare fewest; if that is none, both are
-    returned as they came.
-    """
-    idle = idle_neurons(state_dict)
-    size = max([1, *(int((~mask).sum()) for mask in idle)])
-    if size == config["intermediate_size"]:
-        return state_dict, config
-    state = dict(state_dict)
-    for layer, mask in enumerate(idle):
-        layer = f"bert.encoder.layer.{layer}."
-        keep, drop = (part.sort().values for part in mask.int().argsort(stable=True).tensor_split([size]))
-        names = [f"{layer}{part}" for part in ("intermediate.dense.weight", "intermediate.dense.bias")]
-        weight, bias = f"{layer}output.dense.weight", f"{layer}output.dense.bias"
-        constant = ACT2FN[config["hidden_act"]](state[names[1]][drop].double())
-        moved = state[weight][:, drop].double() @ constant
-        state[bias] = (state[bias] + moved).to(state[bias].dtype)
-        state[weight] = state[weight][:, keep].contiguous()
-        for name in names:
-            state[name] = state[name][keep]
-    return state, config | {"intermediate_size": size}

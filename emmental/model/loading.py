@@ -1,9 +1,20 @@
 """Models and tokenizers, loaded from a folder or the Hub and checked before anything is made of them."""
 
+import json
+from pathlib import Path
+
 import torch
 import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
-from emmental.model.masked_bert import MaskedBert, MaskedBertConfig
+from emmental.model.masked_bert import (
+    MaskedBert,
+    MaskedBertConfig,
+    MaskedBertForQuestionAnswering,
+    MaskedBertForSequenceClassification,
+)
+from emmental.pruning.masked_linear import set_threshold
 from emmental.utils.errors import InputError
 
 
@@ -37,3 +48,55 @@ def load_tokenizer(name: str, do_lower_case: bool):
     except Exception as error:  # as above, and the tokenizers' own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise InputError(f"{name}: the tokenizer cannot be loaded ({reason})") from error
+
+
+def load_masked(directory: str, pruning_method: str | None = None, threshold: float | None = None) -> MaskedBert:
+    """The masked model of a folder, its masks made; a method or threshold given here wins over the config's.
+
+    InputError where weights or scores are missing, or are not this model's.
+    """
+    folder = Path(directory)
+    saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    given = {"pruning_method": pruning_method, "threshold": threshold}
+    settings = saved | {name: value for name, value in given.items() if value is not None}
+    kinds = (MaskedBertForSequenceClassification, MaskedBertForQuestionAnswering)
+    architecture = (saved.get("architectures") or [kinds[0].__name__])[0]
+    kind = {kind.__name__: kind for kind in kinds}.get(architecture)
+    if kind is None:
+        raise InputError(f"{folder}: architecture {architecture}, not one of {', '.join(k.__name__ for k in kinds)}")
+    try:
+        model = kind(MaskedBertConfig.from_dict(settings))
+    except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
+        raise InputError(f"{folder / 'config.json'}: {_first_line(error)}") from None
+    weights, expected = read_weights(folder), model.state_dict()
+    # Magnitude needs no scores, and may be tried on a model that has them; older files hold a buffer of positions.
+    spare = {name for name in weights if name.endswith(("position_ids", "mask_scores")) and name not in expected}
+    weights = {name: value for name, value in weights.items() if name not in spare}
+    wrong = [name for name in expected if name not in weights or weights[name].shape != expected[name].shape]
+    wrong += [name for name in weights if name not in expected]
+    if wrong:
+        what = "scores" if wrong[0].endswith("mask_scores") else "weights"
+        raise InputError(f"{folder}: {len(wrong)} {what} missing or of another model, the first {wrong[0]}")
+    model.load_state_dict(weights)
+    set_threshold(model, settings["threshold"])
+    return model.eval()
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a folder's model.safetensors, or of the pytorch_model.bin of older runs; never other objects."""
+    for name, reader in (
+        ("model.safetensors", load_file),
+        ("pytorch_model.bin", lambda path: torch.load(path, map_location="cpu", weights_only=True)),
+    ):
+        if (folder / name).is_file():
+            try:
+                return dict(reader(folder / name))
+            except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, TypeError, KeyError) as error:
+                raise InputError(f"{folder / name}: damaged, or no file of tensors ({_first_line(error)})") from None
+            except Exception as error:  # what an unpickler that takes tensors only says of anything else
+                raise InputError(f"{folder / name}: not tensors alone, not loaded ({_first_line(error)})") from None
+    raise InputError(f"{folder}: has neither model.safetensors nor pytorch_model.bin")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:120]

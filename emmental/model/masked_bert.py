@@ -16,8 +16,6 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     BertConfig,
-    BertForQuestionAnswering,
-    BertForSequenceClassification,
 )
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.bert.modeling_bert import BertModel, BertPreTrainedModel
@@ -196,21 +194,6 @@ class MaskedBertForQuestionAnswering(MaskedBert):
             logits = logits.masked_fill(attention_mask[..., None] == 0, PADDING_LOGIT)
         start, end = logits.unbind(-1)
         return SpanOutput(start_logits=start, end_logits=end, representation=self.represent(hidden, attention_mask))
-
-
-@torch.no_grad()
-def fold(model: MaskedBert) -> BertForSequenceClassification | BertForQuestionAnswering:
-    """transformers' plain BERT with the model's present masks multiplied into its weights."""
-    config = BertConfig(**{k: v for k, v in model.config.to_dict().items() if k not in MaskedBertConfig.OWN})
-    plain = (
-        BertForQuestionAnswering if isinstance(model, MaskedBertForQuestionAnswering) else BertForSequenceClassification
-    )
-    folded = plain(config)
-    weights = {name: x for name, x in model.state_dict().items() if not name.endswith("mask_scores")}
-    for name, linear in masked_linears(model).items():
-        weights[f"{name}.weight"] = linear.eval().masked_weight()
-    folded.load_state_dict(weights)
-    return folded.eval()
 
 
 AutoConfig.register("masked_bert", MaskedBertConfig)

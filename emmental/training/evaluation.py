@@ -6,8 +6,9 @@ from pathlib import Path
 from emmental.model.masked_bert import MaskedBert
 from emmental.pruning.counting import count, heat_map
 from emmental.training import checkpoint
-from emmental.training.logs import Log, write_json
+from emmental.training.logs import Log
 from emmental.training.loop import StepResult
+from emmental.utils.files import write_json
 
 Evaluate = Callable[[MaskedBert, Path], dict[str, float]]  # a model and the folder for its files -> metrics by name
 

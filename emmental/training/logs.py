@@ -19,12 +19,6 @@ from emmental.utils.errors import InputError
 from emmental.utils.files import whole, writing
 
 
-def write_json(content: dict, path: Path) -> None:
-    """Writes a JSON file, whole or not at all."""
-    with whole(path) as beside:
-        beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
 class Losses:
     """The parts of the loss, step by step, since the last log line; read from the device only when asked for."""
 

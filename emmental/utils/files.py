@@ -1,5 +1,6 @@
 """Files that are whole or absent, and how to tell that one is still what was written."""
 
+import json
 import os
 import zlib
 from collections.abc import Iterator
@@ -36,6 +37,12 @@ def whole(path: Path) -> Iterator[Path]:
             os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_json(content: dict, path: Path) -> None:
+    """Writes a JSON file, whole or not at all."""
+    with whole(path) as beside:
+        beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def sync(path: Path) -> None:

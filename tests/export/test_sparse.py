@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
 from emmental import MaskedBertConfig, MaskedBertForSequenceClassification, set_threshold
-from emmental.export.fold import save_folded
+from emmental.export.fold import compact, save_folded, size_table
 from emmental.export.sparse_bert import load_sparse
-from emmental.export.sparse_format import FILE, compact, pack, read_sparse, save_sparse, size_table, unpack
+from emmental.export.sparse_format import FILE, pack, read_sparse, save_sparse, unpack
 from emmental.pruning.masked_linear import masked_linears
 from emmental.utils.errors import InputError
 
