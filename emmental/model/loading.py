@@ -15,7 +15,9 @@ from emmental.model.masked_bert import (
     MaskedBertForSequenceClassification,
 )
 from emmental.pruning.masked_linear import set_threshold
-from emmental.utils.errors import InputError
+from emmental.utils.errors import InputError, tell
+
+HEADS = ("classifier.", "qa_outputs.")
 
 
 def load(
@@ -23,21 +25,42 @@ def load(
 ) -> MaskedBert:
     """A model by transformers' `from_pretrained`, with `settings` in place of its config's.
 
-    InputError where it cannot be loaded, or weights are missing; of one that is not `trained` yet scores, pooler and
-    head may be.
+    InputError where it cannot be loaded, or weights are missing or of another shape; of one that is not `trained` yet
+    scores, pooler and head may be missing, and the head may be another.
     """
+    options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         config = MaskedBertConfig.from_pretrained(config_name or name, **settings)
-        model, told = model_class.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
+        model, loading_info = model_class.from_pretrained(name, config=config, **options)
     except Exception as error:  # transformers, safetensors and torch's unpickler share no base class
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise InputError(f"{name}: the model cannot be loaded ({reason})") from error
-    new = ("bert.pooler.", "classifier.", "qa_outputs.")
-    missing = [x for x in told["missing_keys"] if trained or not (x.endswith("mask_scores") or x.startswith(new))]
+    new = () if trained else ("bert.pooler.", *HEADS)
+    shapes = {key: f"{list(theirs)} instead of {list(ours)}" for key, theirs, ours in loading_info["mismatched_keys"]}
+    wrong = sorted(key for key in shapes if not key.startswith(new))
+    if wrong:
+        reason = f"{len(wrong)} weights of another shape, the first {wrong[0]}, {shapes[wrong[0]]}"
+        raise InputError(f"{name}: the model cannot be loaded ({reason})")
+    missing = [key for key in loading_info["missing_keys"] if not key.startswith(new)]
+    missing = sorted(key for key in missing if trained or not key.endswith("mask_scores"))
     if missing:
         of = model_class.__name__
-        raise InputError(f"{name}: {len(missing)} weights of a {of} are missing, the first {min(missing)}")
+        raise InputError(f"{name}: {len(missing)} weights of a {of} are missing, the first {missing[0]}")
+    if not trained:
+        tell_what_is_new(name, model, loading_info)
     return model
+
+
+def tell_what_is_new(name: str, model: MaskedBert, loading_info: dict) -> None:
+    """Says where a model that is to be trained starts with a new head, or with scores that were trained before."""
+    for key, theirs, ours in loading_info["mismatched_keys"]:
+        if key.endswith(".weight"):
+            tell(f"{name}: training starts with a new head: the model has {theirs[0]} labels, the task {ours[0]}")
+    scores = {key for key in model.state_dict() if key.endswith("mask_scores")}
+    if scores and not scores & loading_info["missing_keys"]:
+        tell(f"{name}: training starts from its mask scores; --mask_init and --mask_scale are not used")
+    if not scores and any(key.endswith("mask_scores") for key in loading_info["unexpected_keys"]):
+        tell(f"{name}: its mask scores are not used; {model.config.pruning_method} has none")
 
 
 def load_tokenizer(name: str, do_lower_case: bool):

@@ -17,6 +17,7 @@ from emmental.utils.errors import InputError, tell
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 TOKENIZERS = ("tokenizer.json", "vocab.txt")
 TOKENIZER_FILES = (*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+ANSWERS, CLASSIFIES = "QuestionAnswering", "SequenceClassification"  # in the name of an architecture
 
 # what must be a number in a BERT's config, and what it is where the config says nothing
 SIZES = {
@@ -107,23 +108,47 @@ def check_settled(name: str, flag: str, config: dict) -> None:
         raise InputError(f"{flag} {name}: its config has no {key}; fold it first: bertarize.py --{key} ...")
 
 
-def check_student(name: str, config_name: str, tokenizer_name: str, max_seq_length: int, trains: str) -> dict:
+def check_student(
+    name: str,
+    config_name: str,
+    tokenizer_name: str,
+    max_seq_length: int,
+    trains: str,
+    labels: tuple[str, ...] | None,
+) -> dict:
     """The config of the model that is trained or evaluated; InputError where it, or its tokenizer, is not to be had.
 
-    `trains` is the model_type that is trained, "" where a model is only evaluated.
+    `trains` is the model_type that is trained, "" where a model is only evaluated; `labels` as in check_head.
     """
-    config = check_model(name, "--model_name_or_path", max_seq_length)
+    flag = "--model_name_or_path"
+    config = check_model(name, flag, max_seq_length)
     if not trains:
-        check_settled(name, "--model_name_or_path", config)
+        check_settled(name, flag, config)
+        check_head(f"{flag} {name}", config, labels)
+    elif labels and CLASSIFIES in str(config.get("architectures")):
+        named = label_names(f"{flag} {name}", config)
+        if len(named) == len(labels):  # else training makes a new head
+            check_order(f"{flag} {name}", named, labels)
     if trains == "bert" and config["model_type"] == "masked_bert" and config.get("pruning_method"):
         raise InputError(f"--model_type bert: {name} is masked; fold it first, with bertarize.py")
     if config_name:
-        config = check_config(config_name, "--config_name", max_seq_length)
+        config = check_other_config(config_name, name, config, max_seq_length, trains)
     folder, flag = (tokenizer_name, "--tokenizer_name") if tokenizer_name else (name, "--model_name_or_path")
     known = any(os.path.isfile(os.path.join(folder, file)) for file in TOKENIZERS)
     if not known and (os.path.exists(folder) or folder.startswith((".", "/", "~"))):
         raise InputError(f"{flag} {folder}: no tokenizer, it has neither {' nor '.join(TOKENIZERS)}")
     return config
+
+
+def check_other_config(config_name: str, name: str, config: dict, max_seq_length: int, trains: str) -> dict:
+    """The config of --config_name; InputError where a pruned model would be evaluated without its masks."""
+    other = check_config(config_name, "--config_name", max_seq_length)
+    if not trains:
+        check_settled(config_name, "--config_name", other)
+        method, given = (x.get("pruning_method") if x["model_type"] == "masked_bert" else None for x in (config, other))
+        if method and given != method:
+            raise InputError(f"--config_name {config_name}: its pruning_method is {given}, and {name} has {method}")
+    return other
 
 
 def _vocabulary(folder: str) -> list[str] | None:
@@ -143,9 +168,9 @@ def _vocabulary(folder: str) -> list[str] | None:
 
 
 def check_models(args, labels: tuple[str, ...] | None) -> None:
-    """Refuses the model that the flags name, and a teacher that does not suit it; `labels` as in check_teacher."""
+    """Refuses the model that the flags name, and a teacher that does not suit it; `labels` as in check_head."""
     name, length = args.model_name_or_path, args.max_seq_length
-    student = check_student(name, args.config_name, args.tokenizer_name, length, args.trains)
+    student = check_student(name, args.config_name, args.tokenizer_name, length, args.trains, labels)
     if args.needs_teacher:
         check_teacher_exists(args, labels)
         teacher = args.teacher_name_or_path, args.teacher_type
@@ -202,9 +227,7 @@ def check_teacher(
 ) -> None:
     """Refuses a teacher whose representations or logits would not be the student's.
 
-    `kind` is the model_type it must have; `tokenizer_name` whose tokenizer both read; `labels` are the task's label
-    names in order, () for a regression, None for a span. Names that cannot be compared are taken as being in the right
-    order, with a line that says so.
+    `kind` is the model_type it must have; `tokenizer_name` whose tokenizer both read; `labels` as in check_head.
     """
     flag = f"--teacher_name_or_path {name}"
     teacher = check_model(name, "--teacher_name_or_path", max_seq_length, (kind,))
@@ -216,21 +239,42 @@ def check_teacher(
     theirs, ours = _vocabulary(name), _vocabulary(tokenizer_name)
     if theirs and ours and theirs != ours:
         raise InputError(f"{flag}: its vocabulary is another than that of {tokenizer_name}")
+    check_head(flag, teacher, labels)
+
+
+def check_head(where: str, config: dict, labels: tuple[str, ...] | None) -> None:
+    """Refuses a model whose head is of another kind, or has other labels, than the task.
+
+    `where` names the flag and the model; `labels` are the task's label names in order, () for a regression, None for a
+    span. Names that cannot be compared are taken as being in the right order, with a line that says so.
+    """
+    kind = ANSWERS if labels is None else CLASSIFIES
+    if kind not in str(config.get("architectures") or kind):
+        wrong = "does not answer questions" if labels is None else "is no sequence classifier"
+        raise InputError(f"{where}: {config['architectures']} {wrong}")
     if labels is None:
-        if "QuestionAnswering" not in str(teacher.get("architectures") or "QuestionAnswering"):
-            raise InputError(f"{flag}: {teacher['architectures']} does not answer questions")
         return
-    if "SequenceClassification" not in str(teacher.get("architectures") or "SequenceClassification"):
-        raise InputError(f"{flag}: {teacher['architectures']} is no sequence classifier")
-    try:
-        names = teacher.get("id2label") or {str(i): f"LABEL_{i}" for i in range(teacher.get("num_labels", 2))}
-        named = [str(names[key]) for key in sorted(names, key=int)]
-    except (ValueError, TypeError):
-        raise InputError(f"{flag}: its config's id2label or num_labels is not as transformers writes it") from None
+    named = label_names(where, config)
     if len(named) != max(1, len(labels)):
-        raise InputError(f"{flag}: {len(named)} labels, and the task has {max(1, len(labels))}")
-    if not labels or [x.lower() for x in named] == [x.lower() for x in labels]:
+        raise InputError(f"{where}: {len(named)} labels, and the task has {max(1, len(labels))}")
+    if labels:
+        check_order(where, named, labels)
+
+
+def label_names(where: str, config: dict) -> list[str]:
+    """The names of a classifier's labels, in the order of their ids."""
+    try:
+        names = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
+        return [str(names[key]) for key in sorted(names, key=int)]
+    except (ValueError, TypeError):
+        raise InputError(f"{where}: its config's id2label or num_labels is not as transformers writes it") from None
+
+
+def check_order(where: str, named: list[str], labels: tuple[str, ...]) -> None:
+    """Refuses the task's labels in another order; says so where the names are others."""
+    theirs, ours = ([x.lower() for x in names] for names in (named, labels))
+    if theirs == ours:
         return
-    if {x.lower() for x in named} == {x.lower() for x in labels}:
-        raise InputError(f"{flag}: its labels are {named}, in another order than the task's, {list(labels)}")
-    tell(f"{flag}: its labels are named {named}; they are taken as {list(labels)}, in this order")
+    if set(theirs) == set(ours):
+        raise InputError(f"{where}: its labels are {named}, in another order than the task's, {list(labels)}")
+    tell(f"{where}: its labels are named {named}; they are taken as {list(labels)}, in this order")

@@ -117,6 +117,7 @@ CAP = ["--use_contrastive_loss", "--teacher_name_or_path"]
 SHORT = ["--warmup_steps", 4, "--initial_warmup", 2, "--final_warmup", 3, "--num_train_epochs", 2]
 SWAPPED = {"id2label": {"0": "1", "1": "0"}}
 MASKED = {"model_type": "masked_bert", "pruning_method": "topK", "threshold": 0.1}
+CONFIG_OF_MODEL = ["--config_name", there("model")]
 MASKED |= {"architectures": ["MaskedBertForSequenceClassification"]}
 OVERWRITE = ["bertarize.py", "--model_name_or_path", teacher("qqp", config__json=MASKED)]
 OVERWRITE += ["--overwrite", "--target_model_path"]
@@ -203,6 +204,39 @@ ROWS = {
     ),
     "no such tokenizer": ("qqp", ["--tokenizer_name", nowhere], "--tokenizer_name"),
     "no such config": ("qqp", ["--config_name", nowhere], "--config_name"),
+    "training on another order": (
+        *("qqp", ["--model_name_or_path", teacher("qqp", config__json=SWAPPED)]),
+        "its labels are ['1', '0'], in another order than the task's, ['0', '1']",
+    ),
+    # evaluation alone
+    "evaluation in another order": (
+        *("qqp", ["--do_eval", "--model_name_or_path", teacher("qqp", config__json=SWAPPED)]),
+        "its labels are ['1', '0'], in another order than the task's, ['0', '1']",
+    ),
+    "evaluation on more labels": (
+        *("qqp", ["--do_eval", "--model_name_or_path", teacher("mnli")]),
+        "3 labels, and the task has 2",
+    ),
+    "evaluation of a pre-trained model": (
+        *("qqp", ["--do_eval", "--model_name_or_path", there("model")]),
+        "['BertForPreTraining'] is no sequence classifier",
+    ),
+    "evaluation of a classifier on questions": (
+        *("squad1", ["--do_eval", "--model_name_or_path", teacher("qqp")]),
+        "does not answer questions",
+    ),
+    "evaluation without the masks": (
+        *("qqp", ["--do_eval", "--model_name_or_path", teacher("qqp", config__json=MASKED), *CONFIG_OF_MODEL]),
+        "its pruning_method is None, and",
+    ),
+    "evaluation with other masks": (
+        "qqp",
+        [
+            *("--do_eval", "--model_name_or_path", teacher("qqp", config__json=MASKED)),
+            *("--config_name", other_folder(config__json=MASKED | {"pruning_method": "l0"})),
+        ],
+        "its pruning_method is l0, and",
+    ),
     # teachers
     "contrast without teacher": (
         "qqp",
@@ -370,7 +404,8 @@ def command(world, folder, task, flags):
     out = folder / "out"
     flags = [flag(world, folder) if callable(flag) else flag for flag in flags]
     if task is not None:
-        flags = [*world.command(task), "--do_train", "--do_eval", "--output_dir", out, *flags]
+        asked = [] if "--do_eval" in flags else ["--do_train", "--do_eval"]
+        flags = [*world.command(task), *asked, "--output_dir", out, *flags]
     elif flags[0].startswith("masked_run") and "--output_dir" not in flags:
         flags += ["--output_dir", out]
     elif flags[0] == "bertarize.py" and "--target_model_path" not in flags:

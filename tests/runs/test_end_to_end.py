@@ -274,6 +274,35 @@ def test_a_folder_is_written_over_without_a_trace(world, tmp_path):
     succeed(*command, "--overwrite_output_dir", "--max_steps", 5, "--model_name_or_path", tmp_path)
 
 
+def test_training_on_from_a_model_of_other_labels(world, trained, tmp_path):
+    """MNLI's three labels, then QQP's two: a new head, masked and dense, and one line that says so."""
+    folder, _ = trained("mnli", "teacher")
+    for kind, flags in (("masked", HARD), ("dense", ["--model_type", "bert"])):
+        out = tmp_path / kind
+        ran = succeed(*world.command("qqp", folder), *TRAIN, *flags, "--output_dir", out)
+        told = [line for line in ran.out.splitlines() if "new head" in line]
+        assert told == [f"{folder}: training starts with a new head: the model has 3 labels, the task 2"]
+        assert load_file(out / "model.safetensors")["classifier.weight"].shape == (2, 32)
+        assert json.loads((out / "config.json").read_text())["id2label"] == {"0": "0", "1": "1"}
+    ran = succeed(*world.command("sts-b", folder), *TRAIN, *HARD, "--output_dir", tmp_path / "regression")
+    assert "a new head: the model has 3 labels, the task 1\n" in ran.out
+
+
+def test_training_on_from_a_masked_model(world, trained, tmp_path):
+    """Its scores are where training starts, whatever --mask_init says; without any step they are found again."""
+    folder, _ = trained("qqp", "hard")
+    command = [*world.command("qqp", folder), *TRAIN, "--mask_scale", 5, "--max_steps", 1, "--warmup_steps", 0]
+    command += ["--mask_scores_learning_rate", 0, "--learning_rate", 0]
+    ran = succeed(*command, *SOFT, "--output_dir", tmp_path / "soft")
+    assert f"{folder}: training starts from its mask scores; --mask_init and --mask_scale are not used\n" in ran.out
+    before, after = (load_file(x / "model.safetensors") for x in (folder, tmp_path / "soft"))
+    scores = [name for name in before if name.endswith("mask_scores")]
+    assert len(scores) == 12 and all(torch.equal(before[name], after[name]) for name in scores)
+    ran = succeed(*command, "--pruning_method", "magnitude", "--output_dir", tmp_path / "magnitude")
+    assert f"{folder}: its mask scores are not used; magnitude has none\n" in ran.out
+    assert "mask scores" not in succeed(*world.command("qqp"), *TRAIN, *HARD, "--output_dir", tmp_path / "new").out
+
+
 def test_float16_on_a_cpu_is_refused_before_a_model_is_loaded(world, tmp_path):
     out = tmp_path / "out"
     refused = run_script(*world.command("qqp"), *TRAIN, "--fp16", "--output_dir", out)
