@@ -159,7 +159,10 @@ def test_the_program_lies_beside_the_script(run, script):
     assert Path(run(script)[1]) == ROOT / f"masked_{script[: script.index('_', 4)]}.py"
 
 
-LENGTHS = {GLUE: ["--max_seq_length", "64"], SQUAD: "--max_seq_length 64 --doc_stride 16 --max_query_length 16".split()}
+LENGTHS = {
+    GLUE: ["--max_seq_length", "64"],
+    SQUAD: ["--max_seq_length", "64", "--doc_stride", "16", "--max_query_length", "16"],
+}
 
 
 def really(script: str, folder: Path, **variables: str) -> str:
