@@ -1,0 +1,93 @@
+"""The data of a study: the first rows of train and all of dev, cut from the official files, counted and digested."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from emmental.data.glue import TASKS
+from emmental.study.grids import Experiment
+from emmental.utils.errors import InputError
+from emmental.utils.files import whole
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a study reads and writes: its output folder, the folder of the official data, the model."""
+
+    output: Path
+    data: str  # "" for the Hub
+    model: str
+
+    def data_of(self, experiment: Experiment) -> str:
+        """The folder of an experiment's data: the official one, or the rows cut from it; "" for the Hub."""
+        if experiment.train_rows is not None:
+            return str(self.output / "data" / f"{experiment.task}-{experiment.train_rows}")
+        return str(Path(self.data) / experiment.folder) if self.data else ""
+
+
+def splits(task: str) -> tuple[str, tuple[str, ...]]:
+    """The file of train and those of dev."""
+    if task == "squad":
+        return "train-v1.1.json", ("dev-v1.1.json",)
+    return "train.tsv", tuple(f"{split}.tsv" for split in TASKS[task].dev)
+
+
+def cut(experiment: Experiment, places: Places) -> None:
+    """Leaves the first rows of train and all of dev in the study's folder; InputError where the files are not there."""
+    if experiment.train_rows is None and (experiment.published_warmup or places.data):
+        return
+    if (Path(places.data_of(experiment)) / splits(experiment.task)[0]).exists():  # written last
+        return
+    if not places.data:
+        raise InputError("--data_dir is required: the grid takes rows of the official files")
+    source, target = Path(places.data) / experiment.folder, Path(places.data_of(experiment))
+    train, dev = splits(experiment.task)
+    for file in (train, *dev):
+        if not (source / file).is_file():
+            raise InputError(f"--data_dir {places.data}: no file {Path(experiment.folder) / file}")
+    for file in dev:
+        with whole(target / file) as beside:
+            shutil.copyfile(source / file, beside)
+    with whole(target / train) as beside:
+        beside.write_bytes(first(source / train, experiment.task, experiment.train_rows))
+
+
+def first(path: Path, task: str, count: int) -> bytes:
+    """A file of its first `count` rows or questions."""
+    if task != "squad":
+        lines = path.read_bytes().splitlines(keepends=True)
+        return b"".join(lines[: count + (TASKS[task].header is None)])
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for article in content["data"]:
+        for paragraph in article["paragraphs"]:
+            paragraph["qas"] = paragraph["qas"][:count]
+            count -= len(paragraph["qas"])
+        article["paragraphs"] = [paragraph for paragraph in article["paragraphs"] if paragraph["qas"]]
+    content["data"] = [article for article in content["data"] if article["paragraphs"]]
+    return json.dumps(content).encode()
+
+
+def train_rows(experiment: Experiment, places: Places) -> int:
+    """How many rows or questions there are to train on."""
+    train, _ = splits(experiment.task)
+    return count((Path(places.data_of(experiment)) / train).read_bytes(), experiment.task)
+
+
+def described(folder: str, task: str) -> dict:
+    """Rows of train and dev, and the SHA-256 of their files in this order; says only that, where they are the Hub's."""
+    if not folder:
+        return {"source": "Hub"}
+    train, dev = splits(task)
+    contents = [(Path(folder) / file).read_bytes() for file in (train, *dev)]
+    counts = [count(content, task) for content in contents]
+    return {"train": counts[0], "dev": sum(counts[1:]), "sha256": hashlib.sha256(b"".join(contents)).hexdigest()}
+
+
+def count(content: bytes, task: str) -> int:
+    """The rows or questions of a file."""
+    if task == "squad":
+        articles = json.loads(content)["data"]
+        return sum(len(paragraph["qas"]) for article in articles for paragraph in article["paragraphs"])
+    return len(content.splitlines()) - (TASKS[task].header is None)

@@ -1,0 +1,123 @@
+"""What is reached without an encoder: `python -m emmental.study.floors majority --task_name sst-2 ...`.
+
+`majority` says the most frequent label of train for every row. `embeddings` is a logistic regression on the mean of
+the model's frozen word embeddings; for a pair of texts with means u and v on (u, v, |u - v|, u * v, their cosine).
+`constant` answers every question with the same words of its passage, those places that score best on train.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+
+from emmental.data import glue, squad
+from emmental.utils.errors import InputError, run
+
+LONGEST, FURTHEST = 12, 40  # of a constant guess, in words: its length, and where it ends at most
+
+
+def read(args: argparse.Namespace, split: str) -> glue.Rows:
+    if args.data_dir:
+        return glue.read(args.task_name, Path(args.data_dir) / f"{split}.tsv")
+    return glue.from_hub(args.task_name, split, args.cache_dir or None)
+
+
+def majority(args: argparse.Namespace) -> dict[str, float]:
+    """The metrics of train's most frequent label."""
+    counts = np.bincount(read(args, "train").labels, minlength=len(glue.TASKS[args.task_name].labels))
+    return evaluate(args, lambda rows: np.tile(counts, (len(rows), 1)).astype(float))
+
+
+def embeddings(args: argparse.Namespace) -> dict[str, float]:
+    """The metrics of a logistic regression on mean word embeddings."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from transformers import AutoTokenizer, BertModel
+
+    tokenizer = AutoTokenizer.from_pretrained(args.model, do_lower_case=True)
+    table = BertModel.from_pretrained(args.model).get_input_embeddings().weight.detach().numpy()
+
+    def mean(texts: list[str]) -> np.ndarray:
+        ids = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=128)["input_ids"]
+        return np.stack([table[row].mean(0) if row else np.zeros(table.shape[1]) for row in ids])
+
+    def features(rows: glue.Rows) -> np.ndarray:
+        u = mean(rows.first)
+        if rows.second is None:
+            return u
+        v = mean(rows.second)
+        lengths = np.linalg.norm(u, axis=1) * np.linalg.norm(v, axis=1)
+        cosine = (u * v).sum(1) / np.maximum(lengths, 1e-12)
+        return np.hstack([u, v, np.abs(u - v), u * v, cosine[:, None]])
+
+    train = read(args, "train")
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    classifier.fit(features(train), train.labels)
+    count = len(glue.TASKS[args.task_name].labels)
+
+    def probabilities(rows: glue.Rows) -> np.ndarray:
+        found = np.zeros((len(rows), count))
+        found[:, classifier.classes_] = classifier.predict_proba(features(rows))
+        return found
+
+    return evaluate(args, probabilities)
+
+
+def evaluate(args: argparse.Namespace, predict) -> dict[str, float]:
+    """A task's metrics on its dev sets, named as masked_run_glue.py names them."""
+    results = {}
+    for split in glue.TASKS[args.task_name].dev:
+        rows = read(args, split)
+        metrics = glue.metrics(args.task_name, predict(rows), np.array(rows.labels))
+        results |= {f"{name}_mm" if split.endswith("mismatched") else name: value for name, value in metrics.items()}
+    return results
+
+
+def constant(args: argparse.Namespace) -> dict[str, float]:
+    """F1 and exact match of the words from one fixed place of every passage to another."""
+    from emmental.data import squad_metrics
+
+    def questions(split: str) -> squad.Questions:
+        if args.data_dir:
+            return squad.read(str(Path(args.data_dir) / f"{split}-v1.1.json"), False)
+        return squad.from_hub("train" if split == "train" else "validation", False, cache_dir=args.cache_dir or None)
+
+    def scores(questions: squad.Questions, start: int, end: int) -> dict[str, float]:
+        guesses = {item.id: " ".join(item.passage.split()[start:end]) for item in questions}
+        return squad_metrics.evaluate(questions, guesses)
+
+    train = questions("train")
+    spans = [(a, b) for a in range(FURTHEST) for b in range(a + 1, min(a + LONGEST, FURTHEST) + 1)]
+    start, end = max(spans, key=lambda span: scores(train, *span)["f1"])
+    found = scores(questions("dev"), start, end)
+    return {"exact": found["exact"], "f1": found["f1"], "first_word": start, "last_word": end - 1}
+
+
+FLOORS = {"majority": majority, "embeddings": embeddings, "constant": constant}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("floor", choices=tuple(FLOORS))
+    parser.add_argument("--task_name", required=True, help="a GLUE task with labels, or squad")
+    parser.add_argument("--data_dir", default="", help="folder of the official files; default: the Hub's copy")
+    parser.add_argument("--model", default="bert-base-uncased", help="whose word embeddings are taken")
+    parser.add_argument("--cache_dir", default="", help="where the Hub's copies are kept")
+    parser.add_argument("--output_dir", required=True, help="where result.json goes")
+    args, started = parser.parse_args(), time.time()
+    if (args.floor == "constant") != (args.task_name == "squad"):
+        raise InputError(f"{args.floor} --task_name {args.task_name}: constant is for squad, the others for GLUE")
+    if args.task_name != "squad" and not (args.task_name in glue.TASKS and glue.TASKS[args.task_name].labels):
+        raise InputError(f"--task_name {args.task_name}: a GLUE task with labels, or squad")
+    results = FLOORS[args.floor](args)
+
+    from emmental.training.logs import write_json
+
+    write_json({**results, "seconds": time.time() - started}, Path(args.output_dir) / "result.json")
+    print(results)
+
+
+if __name__ == "__main__":
+    run(main)

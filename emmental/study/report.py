@@ -1,0 +1,214 @@
+"""Table and picture of a grid, made from its result lines alone: GRID.md and GRID.png beside GRID.jsonl.
+
+The table gives mean and standard deviation over seeds; the picture the metric against the remaining weights, one line
+for each method with its seeds as dots, the teacher dashed, the floors dotted.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import mean, stdev
+
+from emmental.study import results
+from emmental.utils.errors import InputError
+
+NAMES = {"acc": "accuracy", "f1": "F1", "mcc": "MCC", "acc_mm": "accuracy, mismatched", "exact": "exact match"}
+FLOORS = {
+    "majority": "floor: the majority class",
+    "embeddings": "floor: regression on frozen word embeddings",
+    "constant": "floor: the same words of every passage",
+}
+AT_FLOOR = 0.5  # points within which a model counts as being at a floor
+
+
+@dataclass
+class Group:
+    """The seeds of one method at one sparsity with one recipe."""
+
+    method: str
+    keep: float
+    epochs: int
+    learning_rate: float
+    lines: list[dict] = field(default_factory=list)
+
+    def values(self, metric: str) -> list[float]:
+        return [percent(line, metric) for line in self.lines if line["status"] == "finished"]
+
+    @property
+    def finished(self) -> list[dict]:
+        return [line for line in self.lines if line["status"] == "finished"]
+
+
+def percent(line: dict, metric: str) -> float:
+    """A metric in per cent; squad's are, those of GLUE are fractions of 1."""
+    return line["metrics"][metric] * (1 if line["task"] == "squad" else 100)
+
+
+def data_of(line: dict) -> tuple:
+    """What two lines share that belong to one table."""
+    return line["task"], line["data"].get("train"), line["data"].get("sha256")
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation; the one value alone where there is no more."""
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def groups(lines: list[dict]) -> list[Group]:
+    """The pruned models by method, sparsity and recipe, in the order of their first lines, densest first."""
+    found: dict[tuple, Group] = {}
+    for line in lines:
+        key = line["method"], line["keep"], line["epochs"], line["learning_rate"]
+        found.setdefault(key, Group(*key)).lines.append(line)
+    return sorted(found.values(), key=lambda group: -group.keep)
+
+
+def remark(group: Group, metric: str, floors: list[dict]) -> str:
+    """Whether a model is at a floor, or below one, by the mean over its seeds; and which cells failed."""
+    notes, values = [], group.values(metric)
+    for floor in sorted(floors, key=lambda line: percent(line, metric)) if values else []:
+        distance = mean(values) - percent(floor, metric)
+        name = FLOORS[floor["method"]].removeprefix("floor: ")
+        if abs(distance) <= AT_FLOOR:
+            notes.append(f"at {name}")
+        elif distance < 0:
+            notes.append(f"below {name}")
+    failed = len(group.lines) - len(group.finished)
+    return "; ".join(notes + ([f"{failed} failed"] if failed else []))
+
+
+def table(lines: list[dict]) -> str:
+    """The Markdown table of one set of data."""
+    finished = [line for line in lines if line["status"] == "finished"]
+    teachers = [line for line in finished if line["kind"] == "teacher"]
+    floors = [line for line in finished if line["kind"] == "floor"]
+    metrics = list(next((line["metrics"] for line in finished), {}))
+    titles = [
+        "method",
+        "epochs",
+        "learning rate",
+        "weights left",
+        "as released",
+        *(NAMES[metric] for metric in metrics),
+    ]
+    titles += ["seeds", "of the teacher", "steps", "remark"]
+    body = []
+    for line in teachers:
+        values = [f"{percent(line, metric):.1f}" for metric in metrics]
+        recipe = [str(line["epochs"]), f"{line['learning_rate']:g}"]
+        body.append(["teacher", *recipe, "100 %", "", *values, "1", "", str(line.get("steps", "")), ""])
+    for group in groups([line for line in lines if line["kind"] == "pruned"]):
+        body.append(table_row(group, metrics, floors))
+    for line in floors:
+        values = [f"{percent(line, metric):.1f}" for metric in metrics]
+        body.append([FLOORS[line["method"]], "", "", "", "", *values, "", "", "", ""])
+    rows = [titles, ["---"] * len(titles), *body]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def table_row(group: Group, metrics: list[str], floors: list[dict]) -> list[str]:
+    """A method's cells of the table; the first metric decides what is kept of the teacher, and the remark."""
+    finished, first = group.finished, metrics[0] if metrics else ""
+    row = [group.method, str(group.epochs), f"{group.learning_rate:g}"]
+    if not finished:
+        return [*row, f"{group.keep:g} %", "", *("" for _ in metrics), "0", "", "", remark(group, first, [])]
+    left = [f"{mean(line[name] for line in finished):.1f} %" for name in results.REMAINING[:2]]
+    scores = [spread(group.values(metric)) for metric in metrics]
+    kept = [100 * line["metrics"][first] / line["teacher"][first] for line in finished]
+    steps = ", ".join(sorted({str(line["steps"]) for line in finished}))
+    return [*row, *left, *scores, str(len(finished)), f"{spread(kept)} %", steps, remark(group, first, floors)]
+
+
+def picture(sets: dict[tuple, list[dict]], path: Path) -> None:
+    """One panel for each set of data: its first metric against the remaining weights, or against the epochs where all
+    keep the same share and recipes differ."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(sets), figsize=(7.5 * len(sets), 5), squeeze=False, layout="constrained")
+    for axis, lines in zip(axes[0], sets.values(), strict=True):
+        panel(axis, [line for line in lines if line["status"] == "finished"])
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def panel(axis, lines: list[dict]) -> None:
+    """Draws one set of data."""
+    metric = next(iter(lines[0]["metrics"]), "")
+    found = groups([line for line in lines if line["kind"] == "pruned"])
+    by_epochs = len({group.keep for group in found}) == 1 and len({group.epochs for group in found}) > 1
+    curves = defaultdict(list)
+    for group in found:
+        curves[f"{group.method}, {group.learning_rate:g}" if by_epochs else label(group, found)].append(group)
+    shift = 0.06 if by_epochs else 0.03  # curves that share a place are drawn side by side, so that all are seen
+    for number, (name, members) in enumerate(curves.items()):
+        aside = 1 + shift * (number - (len(curves) - 1) / 2)
+        points = [
+            (aside * (group.epochs if by_epochs else line["remaining_weights"]), percent(line, metric), at)
+            for at, group in enumerate(members)
+            for line in group.finished
+        ]
+        centres = [
+            (mean(x for x, _, place in points if place == at), mean(y for _, y, place in points if place == at))
+            for at in range(len(members))
+        ]
+        (drawn,) = axis.plot(*zip(*sorted(centres), strict=True), label=name, marker="_", markersize=14)
+        axis.scatter([x for x, _, _ in points], [y for _, y, _ in points], color=drawn.get_color(), s=22, zorder=3)
+    for line in lines:
+        if line["kind"] == "teacher":
+            axis.axhline(percent(line, metric), color="black", linestyle="--", label="teacher")
+        elif line["kind"] == "floor":
+            style = ":" if line["method"] != "embeddings" else (0, (1, 3))
+            axis.axhline(percent(line, metric), color="grey", linestyle=style, label=FLOORS[line["method"]])
+    finish(axis, lines[0], metric, "epochs" if by_epochs else "remaining weights of the masked matrices (%)", found)
+
+
+def label(group: Group, found: list[Group]) -> str:
+    """A curve's name: the recipe is said where one method has several."""
+    recipes = {(other.epochs, other.learning_rate) for other in found if other.method == group.method}
+    return group.method if len(recipes) == 1 else f"{group.method}, {group.epochs} epochs at {group.learning_rate:g}"
+
+
+def finish(axis, line: dict, metric: str, x_title: str, found: list[Group]) -> None:
+    """Titles, scale and legend of a panel."""
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    places = sorted({group.epochs if x_title == "epochs" else group.keep for group in found})
+    axis.set(xscale="log", xlabel=x_title, ylabel=f"{NAMES[metric]} (%)")
+    if places:
+        axis.set_xlim(places[0] / 1.6, places[-1] * 1.6)
+        axis.set_xticks(places)
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_title(about_data(line))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+
+
+def about_data(line: dict) -> str:
+    """The task and its row counts."""
+    counts = line["data"]
+    rows = f", {counts['train']:,} rows of train, {counts['dev']:,} of dev" if "train" in counts else ""
+    return f"{line['task']}{rows}"
+
+
+def write(path: Path) -> None:
+    """Makes table and picture of a results file; InputError where it has no line, or the picture has no matplotlib."""
+    lines = list(results.latest(results.read(path)).values())
+    if not lines:
+        raise InputError(f"{path}: no result line yet")
+    sets = defaultdict(list)
+    for line in lines:
+        sets[data_of(line)].append(line)
+    parts = [f"{about_data(of_set[0])}\n\n{table(of_set)}\n" for of_set in sets.values()]
+    path.with_suffix(".md").write_text("\n".join(parts), encoding="utf-8")
+    print(f"table in {path.with_suffix('.md')}")
+    if find_spec("matplotlib") is None:
+        raise InputError("--report needs matplotlib for the picture: pip install matplotlib")
+    drawn = {key: of_set for key, of_set in sets.items() if any(line["status"] == "finished" for line in of_set)}
+    if drawn:
+        picture(drawn, path.with_suffix(".png"))
+        print(f"picture in {path.with_suffix('.png')}")

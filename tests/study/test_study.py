@@ -1,0 +1,327 @@
+"""The study: its grids' commands, the runner with kills and failures, and the report from lines written by hand."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import make_glue, make_squad
+
+from emmental.study import data, report, results
+from emmental.study.cells import Places, grid_cells
+from emmental.study.grids import GRIDS, Experiment, Recipe, Row
+from emmental.study.runner import acquire, last_line
+from emmental.utils.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory) -> Path:
+    """A folder of official files, as the user has them."""
+    folder = tmp_path_factory.mktemp("official")
+    for name in ("QQP", "MNLI"):
+        make_glue(folder / name, name.lower(), train=70, dev=20)
+    (folder / "SST-2").mkdir()
+    for split in ("train", "dev"):
+        (folder / "SST-2" / f"{split}.tsv").write_text("sentence\tlabel\n" + "ba be\t1\n" * 30)
+    make_squad(folder)
+    return folder
+
+
+# --- The grids
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_cells_set_nothing_but_variables_of_their_script(name, official, tmp_path):
+    places = Places(tmp_path, str(official), "a model")
+    for experiment in GRIDS[name]:
+        data.cut(experiment, places)
+    cells = grid_cells(GRIDS[name], places)
+    assert len({cell.name for cell in cells}) == len(cells)
+    for cell in cells:
+        assert not cell.needs or cell.needs in {other.name for other in cells}
+        if cell.about["kind"] == "pruned":
+            script = (ROOT / Path(cell.argv[1]).name).read_text()
+            known = set(re.findall(r"\$\{(\w+):-", script)) | {"CL_SUPERVISED_LOSS_WEIGHT"}  # which squad ignores
+            assert cell.environment.keys() <= known
+            assert "'MODEL=a model'" in cell.command
+
+
+def test_warm_up_is_a_tenth_of_the_run(official, tmp_path):
+    experiment = replace(GRIDS["demo"][0], train_rows=64, rows=(Row("CAP-m", 10, (1,), Recipe(50)),))
+    places = Places(tmp_path, str(official), "m")
+    data.cut(experiment, places)
+    (*_, cell) = grid_cells((experiment,), places)
+    assert cell.environment["WARMUP"] == str(2 * 50 // 10)  # 64 rows are two batches of 32
+
+
+def test_the_paper_keeps_the_published_warm_up(tmp_path):
+    cells = grid_cells(GRIDS["paper"], Places(tmp_path, "", "bert-base-uncased"))
+    assert not any("WARMUP" in cell.environment or "DATA_DIR" in cell.environment for cell in cells)
+
+
+@pytest.mark.parametrize("task, folder", [("qqp", "QQP"), ("squad", "")])
+def test_the_first_rows_and_all_of_dev(task, folder, official, tmp_path):
+    experiment = Experiment(task, folder, 5, ())
+    places = Places(tmp_path, str(official), "m")
+    data.cut(experiment, places)
+    cut, (train, (dev,)) = Path(places.data_of(experiment)), data.splits(task)
+    assert (cut / dev).read_bytes() == (official / folder / dev).read_bytes()
+    if task == "qqp":
+        assert (cut / train).read_text().splitlines() == (official / folder / train).read_text().splitlines()[:6]
+    else:
+        ids = re.findall(r'"id": "([^"]*)"', (official / train).read_text())
+        assert re.findall(r'"id": "([^"]*)"', (cut / train).read_text()) == ids[:5]
+    counts = data.described(str(cut), task)
+    assert (counts["train"], counts["dev"]) == (5, 20 if task == "qqp" else 12)
+
+
+# --- The floors
+
+
+def floor(guess: str, task: str, folder: Path, output: Path, model: Path | str = "m") -> dict:
+    command = [sys.executable, "-m", "emmental.study.floors", guess, "--task_name", task, "--data_dir", folder]
+    done = subprocess.run(
+        [*command, "--model", model, "--output_dir", output], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads((output / "result.json").read_text())
+
+
+def test_majority_is_the_share_of_trains_most_frequent_label(tmp_path):
+    header = "sentence\tlabel\n"
+    (tmp_path / "train.tsv").write_text(header + "ba\t1\n" * 3 + "be\t0\n" * 2)
+    (tmp_path / "dev.tsv").write_text(header + "ba\t1\n" * 1 + "be\t0\n" * 3)
+    assert floor("majority", "sst-2", tmp_path, tmp_path / "o")["acc"] == 0.25
+
+
+def test_regression_tells_words_apart(world, tmp_path):
+    rows = "sentence\tlabel\n" + "ba ba\t1\nbe be\t0\nba\t1\nbe\t0\n" * 5
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.tsv").write_text(rows)
+    assert floor("embeddings", "sst-2", tmp_path, tmp_path / "o", world.model)["acc"] == 1
+
+
+def test_constant_answer_is_found(tmp_path):
+    def file(split: str, contexts: list[str]) -> None:
+        paragraphs = [
+            {"context": text, "qas": [{"id": f"{split}{i}", "question": "?", "answers": [answer(text)]}]}
+            for i, text in enumerate(contexts)
+        ]
+        (tmp_path / f"{split}-v1.1.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+
+    def answer(text: str) -> dict:
+        words = text.split()
+        return {"text": " ".join(words[1:3]), "answer_start": len(words[0]) + 1}
+
+    file("train", ["ba be bi bo", "du da de do"])
+    file("dev", ["fu fa fe fi fo"])
+    found = floor("constant", "squad", tmp_path, tmp_path / "o")
+    assert (found["first_word"], found["last_word"], found["exact"], found["f1"]) == (1, 2, 100, 100)
+
+
+# --- The runner
+
+TINY = """
+import sys
+from dataclasses import replace
+from emmental.study import __main__ as study
+from emmental.study.grids import GRIDS, Recipe, rows
+sys.argv[0] = "study"
+bad = "a rate" if "--bad" in sys.argv else "1e-3"
+sys.argv = [word for word in sys.argv if word != "--bad"]
+chosen = (*rows(("CAP-m",), (10,), (1,), Recipe(20, "1e-3")), *rows(("movement",), (50,), (1,), Recipe(10, bad)))
+environment = (("SAVE_STEPS", "1"), ("EXTRA_EXAMPLES", "16"))
+study.GRIDS["demo"] = (replace(GRIDS["demo"][0], train_rows=64, rows=chosen, environment=environment),)
+study.run(study.main)
+"""
+
+
+def start(official: Path, world, output: Path, *flags: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", TINY, "demo", "--output_dir", output, "--data_dir", official]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        [*map(str, command), "--model", str(world.model), *flags],
+        cwd=output.parent,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition, what: str, seconds: float = 180):
+    deadline = time.time() + seconds
+    while not (found := condition()):
+        assert time.time() < deadline, f"no {what} in {seconds} s"
+        time.sleep(0.05)
+    return found
+
+
+def statuses(output: Path) -> list[tuple[str, str]]:
+    return [(line["cell"], line["status"]) for line in results.read(output / "demo.jsonl")]
+
+
+def test_killed_and_started_again_every_cell_ends_once(official, world, tmp_path):
+    """Runner and command are killed in the middle of a cell; then two runners at once do the rest."""
+    output = tmp_path / "a study"
+    cell = output / "cells" / "qqp-64-cap-m-10-e20-lr1e-3-s1"
+    first = start(official, world, output)
+    wait_for(lambda: [*cell.glob("run/checkpoint-*/state.json")], "checkpoint")
+    first.kill()
+    first.communicate()
+    assert acquire(cell / "lock") is None  # the orphan still holds it
+    listed = start(official, world, output, "--list").communicate()[0].splitlines()
+    assert len(listed) == 2 and all(f"'OUTPUT={output}/cells/qqp-64-" in line for line in listed)
+    (orphan,) = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if f"{cell}/run".encode() in path.read_bytes() and b"masked_run_glue" in path.read_bytes()
+    ]
+    os.kill(orphan, signal.SIGKILL)
+    wait_for(lambda: (lock := acquire(cell / "lock")) and not lock.close(), "end of the orphan")
+
+    runners = [start(official, world, output) for _ in range(2)]
+    ended = [(runner.communicate(), runner.returncode) for runner in runners]
+    assert [code for _, code in ended] == [0, 0], ended
+    lines = results.read(output / "demo.jsonl")
+    names = ["teacher", "floor-majority", "floor-embeddings", "cap-m-10-e20-lr1e-3-s1", "movement-50-e10-lr1e-3-s1"]
+    assert sorted(statuses(output)) == sorted((f"qqp-64-{name}", "finished") for name in names)
+    killed = next(line for line in lines if line["cell"] == cell.name)
+    assert killed["attempts"] == 2
+    assert killed["steps"] == 40
+    assert abs(killed["remaining_weights"] - 10) < 0.2 and killed["remaining_weights_released"] > 10
+    assert killed["teacher"] == next(line for line in lines if line["kind"] == "teacher")["metrics"]
+    assert killed["data"]["train"] == 64 and killed["data"]["dev"] == 20
+    assert not [*cell.glob("run/checkpoint-*")]
+
+    assert start(official, world, output, "--list").communicate()[0].strip() == ""
+    reported = start(official, world, output, "--report")
+    _, wrong = reported.communicate()
+    assert reported.returncode == 0, wrong
+    assert "| CAP-m | 20 | 0.001 |" in (output / "demo.md").read_text()
+    assert (output / "demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_failed_cell_stops_no_other_and_is_still_missing(official, world, tmp_path):
+    output = tmp_path / "study"
+    runner = start(official, world, output, "--bad", "--jobs", "2")
+    said, wrong = runner.communicate()
+    assert runner.returncode == 2 and "1 cells failed" in wrong
+    failed = "qqp-64-movement-50-e10-lra-rate-s1"
+    assert f"FAILED: {failed}: masked_run_glue.py: error: argument --learning_rate" in said
+    assert dict(statuses(output))[failed] == "failed"
+    assert sum(status == "finished" for _, status in statuses(output)) == 4
+    (line,) = [line for line in results.read(output / "demo.jsonl") if line["status"] == "failed"]
+    assert "invalid float value: 'a rate'" in line["error"] and "LR=a rate" in line["command"]
+    listed = start(official, world, output, "--bad", "--list").communicate()[0]
+    assert len(listed.splitlines()) == 1 and "LR=a rate" in listed
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"from emmental.study.runner import *; l = acquire(Path({str(tmp_path / 'l')!r})); "
+            "print('held', flush=True); time.sleep(600)",
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout.readline() == "held\n"
+    assert acquire(tmp_path / "l") is None
+    holder.kill()
+    holder.communicate()
+    assert acquire(tmp_path / "l") is not None
+
+
+def test_the_last_line_of_a_log(tmp_path):
+    (tmp_path / "log").write_text("first\n 10 %\r 20 %\nerror: no\n\n")
+    assert last_line(tmp_path / "log") == "error: no"
+
+
+# --- The report
+
+TEACHER = {"acc": 0.8, "f1": 0.7}
+
+
+def line(cell: str, kind: str = "pruned", status: str = "finished", method: str = "CAP-m", **more) -> dict:
+    found = {"cell": cell, "status": status, "kind": kind, "method": method, "task": "qqp", "seed": 1}
+    found |= {"keep": 10, "epochs": 10, "learning_rate": 2e-4, "data": {"train": 4000, "dev": 7600, "sha256": "x"}}
+    if status == "finished":
+        found |= {"remaining_weights": 10.0, "remaining_weights_released": 10.4, "steps": 1250, "teacher": TEACHER}
+    return found | more
+
+
+LINES = [
+    line("t", "teacher", method="teacher", metrics=TEACHER, teacher={}),
+    line("m", "floor", method="majority", metrics={"acc": 0.627, "f1": 0.0}),
+    line("e", "floor", method="embeddings", metrics={"acc": 0.76, "f1": 0.66}),
+    line("a1", status="failed", error="out of memory"),
+    line("a1", metrics={"acc": 0.77, "f1": 0.68}),
+    line("a2", seed=2, metrics={"acc": 0.78, "f1": 0.69}),
+    line("a3", seed=3, metrics={"acc": 0.79, "f1": 0.70}),
+    line("b1", method="movement", metrics={"acc": 0.63, "f1": 0.01}),
+    line("b2", method="movement", seed=2, status="failed", error="killed"),
+    line("c1", keep=50, remaining_weights=50.0, remaining_weights_released=50.2, metrics={"acc": 0.75, "f1": 0.6}),
+]
+
+
+@pytest.fixture
+def lines_file(tmp_path) -> Path:
+    path = tmp_path / "grid.jsonl"
+    for found in LINES:
+        results.append(path, found)
+    return path
+
+
+def test_report_gives_means_spreads_and_floors(lines_file):
+    report.write(lines_file)
+    rows = [
+        [cell.strip() for cell in row.split("|")[1:-1]]
+        for row in lines_file.with_suffix(".md").read_text().splitlines()
+    ]
+    by_method = {(row[0], row[3]): row for row in rows if row}
+    assert by_method["CAP-m", "10.0 %"][1:] == [
+        *("10", "0.0002", "10.0 %", "10.4 %", "78.0 ± 1.0", "69.0 ± 1.0", "3", "97.5 ± 1.2 %", "1250", "")
+    ]
+    movement = by_method["movement", "10.0 %"]
+    assert movement[5:8] == ["63.0", "1.0", "1"]
+    assert movement[-1] == "at the majority class; below regression on frozen word embeddings; 1 failed"
+    assert by_method["CAP-m", "50.0 %"][-1] == "below regression on frozen word embeddings"
+    assert by_method["teacher", "100 %"][5:7] == ["80.0", "70.0"]
+    assert by_method["floor: the majority class", ""][5:7] == ["62.7", "0.0"]
+    titles = next(row for row in rows if row and row[0] == "method")
+    assert all(len(row) == len(titles) for row in rows if row and len(row) > 1)
+
+
+def test_report_draws_every_seed(lines_file):
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots()
+    report.panel(axis, [found for found in results.latest(results.read(lines_file)).values() if "metrics" in found])
+    labels = axis.get_legend_handles_labels()[1]
+    assert labels == ["CAP-m", "movement", "teacher", *(report.FLOORS[name] for name in ("majority", "embeddings"))]
+    dots = sorted(round(float(y), 6) for points in axis.collections for _, y in points.get_offsets())
+    assert dots == [63.0, 75.0, 77.0, 78.0, 79.0]
+    pyplot.close(figure)
+    report.write(lines_file)
+    assert lines_file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_of_nothing_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no result line"):
+        report.write(tmp_path / "grid.jsonl")
+    (tmp_path / "grid.jsonl").write_text('{"cell": 1}\n{')
+    with pytest.raises(InputError, match=r"grid.jsonl, line 2: not JSON"):
+        results.read(tmp_path / "grid.jsonl")
