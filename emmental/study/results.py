@@ -54,7 +54,7 @@ def result_line(cell: Cell, places: Places, teacher: dict, status: str, error: s
     line = {"cell": cell.name, "status": status, **cell.about, "command": cell.command}
     line |= {"environment": cell.environment, "data": data.described(cell.data, cell.about["task"])}
     line |= {
-        "commit": commit(),
+        "commit": started_from(folder.parent),
         "versions": versions(),
         "machine": machine(),
         "ended": time.strftime("%FT%TZ", time.gmtime()),
@@ -72,6 +72,12 @@ def result_line(cell: Cell, places: Places, teacher: dict, status: str, error: s
 def attempts(log: Path) -> int:
     """How often a cell was started; `seconds` are those of the last time alone."""
     return sum(line.startswith("== ") for line in log.read_text(errors="replace").splitlines()) if log.exists() else 0
+
+
+def started_from(folder: Path) -> str:
+    """The commit from which a cell was last started."""
+    path = folder / "commit"
+    return path.read_text(encoding="utf-8").strip() if path.exists() else commit()
 
 
 def commit() -> str:

@@ -99,11 +99,12 @@ class Runner:
         """The exit status of a cell's command, whose output goes to the cell's log."""
         folder = self.folder(cell)
         (folder / "command").write_text(cell.command + "\n", encoding="utf-8")
+        (folder / "commit").write_text(results.commit() + "\n", encoding="utf-8")
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         own = {"CUDA_VISIBLE_DEVICES": str(place % len(self.gpus))} if self.gpus else {"OMP_NUM_THREADS": "1"}
         environment = os.environ | own | {"PATH": path} | cell.environment
         with (folder / "log").open("a", encoding="utf-8") as log:
-            log.write(f"== {time.strftime('%FT%TZ', time.gmtime())} {cell.command}\n")
+            log.write(f"\n== {time.strftime('%FT%TZ', time.gmtime())} {cell.command}\n")
             log.flush()
             with self.guard:
                 if self.stopped:

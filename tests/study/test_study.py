@@ -135,7 +135,7 @@ from dataclasses import replace
 from emmental.study import __main__ as study
 from emmental.study.grids import GRIDS, Recipe, rows
 sys.argv[0] = "study"
-bad = "a rate" if "--bad" in sys.argv else "1e-3"
+bad = "-1" if "--bad" in sys.argv else "1e-3"
 sys.argv = [word for word in sys.argv if word != "--bad"]
 chosen = (*rows(("CAP-m",), (10,), (1,), Recipe(20, "1e-3")), *rows(("movement",), (50,), (1,), Recipe(10, bad)))
 environment = (("SAVE_STEPS", "1"), ("EXTRA_EXAMPLES", "16"))
@@ -216,14 +216,14 @@ def test_a_failed_cell_stops_no_other_and_is_still_missing(official, world, tmp_
     runner = start(official, world, output, "--bad", "--jobs", "2")
     said, wrong = runner.communicate()
     assert runner.returncode == 2 and "1 cells failed" in wrong
-    failed = "qqp-64-movement-50-e10-lra-rate-s1"
-    assert f"FAILED: {failed}: masked_run_glue.py: error: argument --learning_rate" in said
+    failed = "qqp-64-movement-50-e10-lr-1-s1"
+    assert f"FAILED: {failed}: masked_run_glue.py: error: --learning_rate -1.0: at least 0" in said
     assert dict(statuses(output))[failed] == "failed"
     assert sum(status == "finished" for _, status in statuses(output)) == 4
     (line,) = [line for line in results.read(output / "demo.jsonl") if line["status"] == "failed"]
-    assert "invalid float value: 'a rate'" in line["error"] and "LR=a rate" in line["command"]
+    assert "--learning_rate -1.0" in line["error"] and "LR=-1" in line["command"]
     listed = start(official, world, output, "--bad", "--list").communicate()[0]
-    assert len(listed.splitlines()) == 1 and "LR=a rate" in listed
+    assert len(listed.splitlines()) == 1 and "LR=-1" in listed
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
