@@ -52,8 +52,8 @@ def main() -> None:
         raise InputError(f"--target_model_path {target}: is or holds the model that is read")
     if target.exists() and not args.overwrite:
         raise InputError(f"--target_model_path {target}: exists; --overwrite replaces it")
-    beside = target.with_name(target.name + ".partial")
-    for folder in (target, beside):  # the second where an earlier call was killed
+    temporary = target.with_name(target.name + ".partial")
+    for folder in (target, temporary):  # the second where an earlier call was killed
         if folder.exists():
             check_replaceable(folder)
 
@@ -61,15 +61,15 @@ def main() -> None:
     from emmental.model.loading import load_masked
 
     model = load_masked(args.model_name_or_path, args.pruning_method, args.threshold)
-    shutil.rmtree(beside, ignore_errors=True)
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        report = save_folded(model, source, beside, args.format, args.dtype, args.compact)
+        report = save_folded(model, source, temporary, args.format, args.dtype, args.compact)
         shutil.rmtree(target, ignore_errors=True)
-        beside.rename(target)
+        temporary.rename(target)
     except OSError as error:
         raise InputError(f"--target_model_path {target}: {error}") from None
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     print(report)
     print(f"folded into {target}")
 

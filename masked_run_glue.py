@@ -8,7 +8,7 @@ from pathlib import Path
 from emmental.arguments import GlueArguments, parse
 from emmental.data import glue
 from emmental.model.validation import check_models
-from emmental.utils.errors import InputError, run, tell
+from emmental.utils.errors import InputError, print_once, run
 
 
 def read(args: GlueArguments, split: str) -> glue.Rows:
@@ -16,9 +16,9 @@ def read(args: GlueArguments, split: str) -> glue.Rows:
         return glue.from_hub(args.task_name, split, args.cache_dir or None)
     rows = glue.read(args.task_name, Path(args.data_dir) / f"{split}.tsv")
     for line, reason in rows.skipped[:10]:
-        tell(f"{rows.source}:{line}: skipped, {reason}")
+        print_once(f"{rows.source}:{line}: skipped, {reason}")
     if len(rows.skipped) > 10:
-        tell(f"{rows.source}: {len(rows.skipped)} lines skipped in all")
+        print_once(f"{rows.source}: {len(rows.skipped)} lines skipped in all")
     return rows
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from emmental.arguments import SquadArguments, parse
 from emmental.data import squad, squad_metrics
 from emmental.model.validation import check_models
-from emmental.utils.errors import run, tell
+from emmental.utils.errors import print_once, run
 
 
 def read(args: SquadArguments, split: str, file: str) -> squad.Questions:
@@ -23,9 +23,9 @@ def read(args: SquadArguments, split: str, file: str) -> squad.Questions:
 def report(source: str, notes: list[tuple[str, str]], what: str, verbose: bool) -> None:
     """Names the questions with a fault: all of them with --verbose_logging, else the first three."""
     for name, reason in notes if verbose else notes[:3]:
-        tell(f"{source}: question {name} {what}: {reason}")
+        print_once(f"{source}: question {name} {what}: {reason}")
     if notes:
-        tell(f"{source}: {len(notes)} questions {what}")
+        print_once(f"{source}: {len(notes)} questions {what}")
 
 
 def main() -> None:

@@ -11,23 +11,24 @@ from pathlib import Path
 from typing import NoReturn
 
 from emmental.data.batches import Plan
-from emmental.pruning.methods import FLOOR, METHODS
+from emmental.pruning.methods import METHODS, MIN_SHARE_KEPT
 from emmental.utils.errors import InputError
 
-START_LAMBDA = 100.0  # where steering starts if nothing else is said
+START_LAMBDA = 100.0  # where steering starts if --final_lambda is not given
 BANKS = ("pretrained", "finetuned", "snapshots")  # PrC, FiC, SnC
 
 
-def flag(default, text: str, choices=None, nargs=None, kind=None, free=False):
-    """One command line flag; `kind` is given where the default does not tell its type.
+def flag(default, text: str, choices=None, nargs=None, kind=None, affects_training=True):
+    """One command line flag; `kind` is given where the default does not show its type.
 
-    `free`: a resumed run may change it, since no number of the training depends on it.
+    A resumed run may change what does not affect the numbers of training.
     """
     kind = kind or type(default)
     default = (
         {"default_factory": lambda: list(values)} if isinstance(values := default, tuple) else {"default": default}
     )
-    return field(**default, metadata={"help": text, "choices": choices, "nargs": nargs, "kind": kind, "free": free})
+    about = {"help": text, "choices": choices, "nargs": nargs, "kind": kind, "affects_training": affects_training}
+    return field(**default, metadata=about)
 
 
 def refuse(wrong: bool, message: str) -> None:
@@ -40,22 +41,26 @@ class ModelArguments:
     """Which model, on which device, to where."""
 
     model_type: str = flag("masked_bert", "bert fine-tunes a dense model, a teacher", ("masked_bert", "bert"))
-    model_name_or_path: str = flag("", "a model's folder, or its name on the Hub (required)", free=True)
-    config_name: str = flag("", "another folder's config", free=True)
-    tokenizer_name: str = flag("", "another folder's tokenizer", free=True)
-    cache_dir: str = flag("", "where data sets and tokenised sets are kept (default: Hugging Face's)", free=True)
-    output_dir: str = flag("", "where results, checkpoints and the model go (required)", free=True)
-    do_train: bool = flag(False, "train", free=True)
-    do_eval: bool = flag(False, "evaluate at the end; alone: evaluate the model of --model_name_or_path", free=True)
+    model_name_or_path: str = flag("", "a model's folder, or its name on the Hub (required)", affects_training=False)
+    config_name: str = flag("", "another folder's config", affects_training=False)
+    tokenizer_name: str = flag("", "another folder's tokenizer", affects_training=False)
+    cache_dir: str = flag(
+        "", "where data sets and tokenised sets are kept (default: Hugging Face's)", affects_training=False
+    )
+    output_dir: str = flag("", "where results, checkpoints and the model go (required)", affects_training=False)
+    do_train: bool = flag(False, "train", affects_training=False)
+    do_eval: bool = flag(
+        False, "evaluate at the end; alone: evaluate the model of --model_name_or_path", affects_training=False
+    )
     do_lower_case: bool = flag(False, "lower-case the text, whatever the tokenizer's own files say")
-    max_seq_length: int = flag(128, "longest input in tokens; the rest is cut off")
+    max_seq_length: int = flag(128, "longest input in tokens; the rest is truncated")
     pad_to_max_length: bool = flag(False, "compute every position of inputs padded to the full length, as released")
     resume_from_checkpoint: str = flag(
-        "", "a checkpoint's folder, or auto: the newest complete one of output_dir", free=True
+        "", "a checkpoint's folder, or auto: the newest complete one of output_dir", affects_training=False
     )
-    overwrite_output_dir: bool = flag(False, "let a run write into a folder that holds files", free=True)
-    overwrite_cache: bool = flag(False, "tokenise again", free=True)
-    no_cuda: bool = flag(False, "stay on the CPU", free=True)
+    overwrite_output_dir: bool = flag(False, "let a run write into a folder that holds files", affects_training=False)
+    overwrite_cache: bool = flag(False, "tokenise again", affects_training=False)
+    no_cuda: bool = flag(False, "stay on the CPU", affects_training=False)
     seed: int = flag(42, "of initial weights, data order, extra examples and dropout")
 
     def __post_init__(self):
@@ -71,7 +76,7 @@ class ModelArguments:
         self.check_output_dir()
 
     def check_output_dir(self) -> None:
-        """Results can be written, and a training run starts in an empty folder, unless told otherwise."""
+        """Results can be written, and a run starts in an empty folder unless --overwrite_output_dir is given."""
         try:
             os.lstat(os.path.join(self.output_dir, "result.json"))
         except FileNotFoundError:
@@ -100,9 +105,9 @@ class ModelArguments:
 class TrainingArguments:
     """Optimisation, its length, and what is logged and saved on the way."""
 
-    per_gpu_train_batch_size: int = flag(8, "examples per process and batch", free=True)
+    per_gpu_train_batch_size: int = flag(8, "examples per process and batch", affects_training=False)
     per_gpu_eval_batch_size: int = flag(
-        8, "kept for old commands; passes without order cut their batches by tokens", free=True
+        8, "kept for old commands; passes without order size their batches by tokens", affects_training=False
     )
     learning_rate: float = flag(5e-5, "peak learning rate of the weights")
     mask_scores_learning_rate: float = flag(1e-2, "peak learning rate of the mask scores")
@@ -114,11 +119,13 @@ class TrainingArguments:
     warmup_steps: int = flag(0, "warm-up of the learning rate, and the unit of initial_warmup and final_warmup")
     warmup_epochs: float = flag(0.0, "the same in epochs, in place of warmup_steps")
     gradient_accumulation_steps: int = flag(1, "batches per optimizer step")
-    evaluate_during_training: bool = flag(False, "evaluate every logging_steps", free=True)
-    logging_steps: int = flag(50, "optimizer steps between log lines", free=True)
-    save_steps: int = flag(50, "optimizer steps between checkpoints; 0: none", free=True)
-    save_total_limit: int = flag(0, "checkpoints to keep, the newest ones; 0: all", free=True)
-    eval_all_checkpoints: bool = flag(False, "evaluate every checkpoint of output_dir at the end", free=True)
+    evaluate_during_training: bool = flag(False, "evaluate every logging_steps", affects_training=False)
+    logging_steps: int = flag(50, "optimizer steps between log lines", affects_training=False)
+    save_steps: int = flag(50, "optimizer steps between checkpoints; 0: none", affects_training=False)
+    save_total_limit: int = flag(0, "checkpoints to keep, the newest ones; 0: all", affects_training=False)
+    eval_all_checkpoints: bool = flag(
+        False, "evaluate every checkpoint of output_dir at the end", affects_training=False
+    )
     fp16: bool = flag(False, "float16 autocast with loss scaling (GPU)")
     bf16: bool = flag(False, "bfloat16 autocast")
     tf32: bool = flag(False, "TF32 matrix products on GPUs that have them")
@@ -182,8 +189,8 @@ class PruningArguments:
         refuse(self.global_topk and name != "threshold", f"--global_topk needs --pruning_method threshold, not {name}")
         if (target := self.target_sparsity) is not None:
             refuse(not 0 < target < 1, f"--target_sparsity {target}: above 0 and below 1")
-            floor = f"{name} keeps at least {100 * FLOOR:g} % of every matrix"
-            refuse(target > 1 - FLOOR, f"--target_sparsity {target}: at most {1 - FLOOR:g}, since {floor}")
+            most, kept = 1 - MIN_SHARE_KEPT, f"{name} keeps at least {100 * MIN_SHARE_KEPT:g} % of every matrix"
+            refuse(target > most, f"--target_sparsity {target}: at most {most:g}, since {kept}")
             fixed = method.ranked or self.global_topk
             refuse(fixed, f"--target_sparsity: {name} fixes its sparsity by the threshold; use sigmoied_threshold")
             refuse(method.smooth, f"--target_sparsity: {name} has no threshold to calibrate; use sigmoied_threshold")
@@ -228,7 +235,7 @@ class DistillationArguments:
 
     use_distill: bool = flag(False, "distil the teacher")
     teacher_type: str = flag("bert", "bert, or masked_bert for a pruned teacher", ("bert", "masked_bert"))
-    teacher_name_or_path: str = flag("", "the fine-tuned teacher's folder or name on the Hub", free=True)
+    teacher_name_or_path: str = flag("", "the fine-tuned teacher's folder or name on the Hub", affects_training=False)
     ce_loss_weight: float = flag(1.0, "weight of the task's own loss")
     distill_loss_weight: float = flag(0.0, "weight of distillation")
     temperature: float = flag(2.0, "softens both distributions in distillation")
@@ -273,7 +280,9 @@ class GlueArguments(CommonArguments):
     """masked_run_glue.py"""
 
     task_name: str = flag("", "one of the nine GLUE tasks (required)")
-    data_dir: str = flag("", "folder of the official TSV files; default: nyu-mll/glue from the Hub", free=True)
+    data_dir: str = flag(
+        "", "folder of the official TSV files; default: nyu-mll/glue from the Hub", affects_training=False
+    )
     cl_supervised_loss_weight: float = flag(2.0, "attraction to examples of the same label")
 
     def __post_init__(self):
@@ -287,20 +296,22 @@ class GlueArguments(CommonArguments):
 class SquadArguments(CommonArguments):
     """masked_run_squad.py"""
 
-    train_file: str = flag("", "SQuAD JSON to train on; default: rajpurkar/squad from the Hub", free=True)
-    predict_file: str = flag("", "SQuAD JSON to evaluate on; default likewise", free=True)
-    data_dir: str = flag("", "folder of train-v1.1.json and dev-v1.1.json (v2.0 likewise)", free=True)
+    train_file: str = flag("", "SQuAD JSON to train on; default: rajpurkar/squad from the Hub", affects_training=False)
+    predict_file: str = flag("", "SQuAD JSON to evaluate on; default likewise", affects_training=False)
+    data_dir: str = flag("", "folder of train-v1.1.json and dev-v1.1.json (v2.0 likewise)", affects_training=False)
     max_seq_length: int = flag(384, "longest window, question included, in tokens")
     doc_stride: int = flag(128, "tokens between the starts of two windows of a passage")
-    max_query_length: int = flag(64, "longest question in tokens; the rest is cut off")
+    max_query_length: int = flag(64, "longest question in tokens; the rest is truncated")
     version_2_with_negative: bool = flag(False, "SQuAD v2.0: some questions have no answer")
-    null_score_diff_threshold: float = flag(0.0, "no answer if the null score leads by more than this", free=True)
-    n_best_size: int = flag(20, "candidates per question", free=True)
-    max_answer_length: int = flag(30, "longest answer in tokens", free=True)
-    verbose_logging: bool = flag(False, "name every question that reading found fault with", free=True)
-    threads: int = flag(1, "kept for old commands; the tokenizer uses all cores by itself", free=True)
-    logging_steps: int = flag(500, "optimizer steps between log lines", free=True)
-    save_steps: int = flag(500, "optimizer steps between checkpoints; 0: none", free=True)
+    null_score_diff_threshold: float = flag(
+        0.0, "no answer if the null score leads by more than this", affects_training=False
+    )
+    n_best_size: int = flag(20, "candidates per question", affects_training=False)
+    max_answer_length: int = flag(30, "longest answer in tokens", affects_training=False)
+    verbose_logging: bool = flag(False, "name every question that reading found fault with", affects_training=False)
+    threads: int = flag(1, "kept for old commands; the tokenizer uses all cores by itself", affects_training=False)
+    logging_steps: int = flag(500, "optimizer steps between log lines", affects_training=False)
+    save_steps: int = flag(500, "optimizer steps between checkpoints; 0: none", affects_training=False)
 
     def __post_init__(self):
         super().__post_init__()

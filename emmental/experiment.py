@@ -36,7 +36,7 @@ from emmental.training.objective import Classifications, Objective
 from emmental.training.optimizer import Optimizer
 from emmental.utils import distributed
 from emmental.utils.errors import InputError
-from emmental.utils.files import write_json, writing
+from emmental.utils.files import write_errors, write_json
 from emmental.utils.precision import Precision
 
 
@@ -125,7 +125,7 @@ def train_and_save(
     if state.masks:
         state.masks.set_final_masks(model)
     if main:
-        with writing(output_dir):
+        with write_errors(output_dir):
             (model if args.masked else fold(model)).save_pretrained(output_dir)
             tokenizer.save_pretrained(output_dir)
         if not any(output_dir.glob("checkpoint-*")):
@@ -158,7 +158,7 @@ def training_loop(
             line = log_and_evaluate(args, state, done, evaluate, log, ended) if due else {}
             shown = {"loss": "loss/total", "remaining": "remaining_weights"}
             advance(done.step, {name: f"{line[key]:.4g}" for name, key in shown.items() if key in line})
-            stopped = distributed.agreed(stop.received)
+            stopped = distributed.all_max(stop.received)
             saving = stopped or (args.save_steps and done.step % args.save_steps == 0)
             if saving or ended:
                 checkpoint.check_finite(state)
@@ -167,7 +167,7 @@ def training_loop(
                     state.masks.set_final_masks(state.model)
                 state.progress.logged = log.logged
                 checkpoint.save(output_dir / f"checkpoint-{done.step}", state, tokenizer)
-                checkpoint.prune(output_dir, args.save_total_limit, done.step)
+                checkpoint.remove_old(output_dir, args.save_total_limit, done.step)
             if stopped:
                 stop.leave(stopped, output_dir / f"checkpoint-{done.step}")
 
@@ -175,7 +175,7 @@ def training_loop(
 def log_and_evaluate(
     args: CommonArguments, state: checkpoint.TrainingState, done: StepResult, evaluate: Evaluate, log: Log, ended: bool
 ) -> dict[str, float]:
-    """Logs where the run stands, and evaluates if asked to; returns what it logged."""
+    """Logs the step, and evaluates if asked to; returns what it logged."""
     line = scalars(state.model, done, state.losses.means(done.step))
     log.scalars(done.step, line)
     if args.evaluate_during_training and not ended:
@@ -220,7 +220,7 @@ def load_teacher(args: CommonArguments, task: Task, precision: Precision) -> Mas
 
 def resume_fingerprint(args: CommonArguments, plan: Plan, examples: Examples) -> dict:
     """What a resumed run must have in common with the one it goes on from; of batch and processes, the product."""
-    fixed = {item.name: getattr(args, item.name) for item in fields(args) if not item.metadata["free"]}
+    fixed = {item.name: getattr(args, item.name) for item in fields(args) if item.metadata["affects_training"]}
     config, _ = MaskedBertConfig.get_config_dict(args.config_name or args.model_name_or_path)
     data = [examples.input_ids.tobytes(), *(labels.numpy().tobytes() for labels in examples.labels)]
     digests = {"model_config": zlib.crc32(repr(sorted(config.items())).encode()), "data": zlib.crc32(b"".join(data))}

@@ -87,8 +87,8 @@ class Launcher:
     def start(self, script: str, *flags, environ: dict[str, str] | None = None, before: tuple = ()) -> Running:
         """Starts a script; `before` names a function of this module, and its arguments, to be called in the child."""
         folder = tempfile.TemporaryDirectory()
-        told = {"script": script, "flags": [str(flag) for flag in flags], "environ": environ or {}, "before": before}
-        return Running(self, self.ask(told | {"folder": folder.name}), folder)
+        request = {"script": script, "flags": [str(flag) for flag in flags], "environ": environ or {}, "before": before}
+        return Running(self, self.ask(request | {"folder": folder.name}), folder)
 
 
 @cache

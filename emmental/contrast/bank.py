@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from emmental.utils.files import digest, whole
+from emmental.utils.files import atomic_write, digest
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Bank:
         """Appends a column (examples, hidden); `write` it to `file` as well, which one process does."""
         column = column.to(self.dtype)
         if write:
-            with whole(self.folder / file) as beside:
-                save_file({"rows": column}, beside)
+            with atomic_write(self.folder / file) as temporary:
+                save_file({"rows": column}, temporary)
             self.files[file] = digest(self.folder / file)
         self._place(column)
 

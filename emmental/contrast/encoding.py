@@ -11,7 +11,7 @@ from emmental.data.examples import Examples
 from emmental.model.inference import map_examples, predict
 from emmental.model.masked_bert import MaskedBert
 from emmental.utils import distributed
-from emmental.utils.files import digest, whole
+from emmental.utils.files import atomic_write, digest
 from emmental.utils.precision import Precision
 
 TEACHER_LOGITS = "teacher-logits.safetensors"
@@ -24,18 +24,18 @@ def fill_from_teacher(
     logits, representations = predict(teacher, examples, precision, "teacher")
     bank.add("finetuned.safetensors", representations, write=distributed.rank() == 0)
     if distributed.rank() == 0:
-        with whole(bank.folder / TEACHER_LOGITS) as beside:
-            save_file({str(number): x for number, x in enumerate(logits)}, beside)
+        with atomic_write(bank.folder / TEACHER_LOGITS) as temporary:
+            save_file({str(number): x for number, x in enumerate(logits)}, temporary)
         bank.files[TEACHER_LOGITS] = digest(bank.folder / TEACHER_LOGITS)
     return logits
 
 
 def restore_from_teacher(bank: Bank, files: dict[str, list[int]]) -> tuple[torch.Tensor, ...]:
     """The mirror image: takes up bank and logits from the files of an earlier run."""
-    bank.restore({name: known for name, known in files.items() if name != TEACHER_LOGITS})
+    bank.restore({name: saved for name, saved in files.items() if name != TEACHER_LOGITS})
     bank.files = dict(files)
-    saved = load_file(bank.folder / TEACHER_LOGITS)
-    return tuple(saved[str(number)] for number in range(len(saved)))
+    teacher_logits = load_file(bank.folder / TEACHER_LOGITS)
+    return tuple(teacher_logits[str(number)] for number in range(len(teacher_logits)))
 
 
 def encode_epoch(

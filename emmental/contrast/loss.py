@@ -1,7 +1,7 @@
 """The contrastive loss of CAP (arXiv 2112.07198, section 3, equations 3 to 5), as pure functions.
 
 One function serves PrC, SnC and FiC: they differ in the bank they draw on. An anchor is attracted by the members of
-the contrast set that stand for the same example (unsupervised) or for an example of the same label (supervised), and
+the contrast set that represent the same example (unsupervised) or for an example of the same label (supervised), and
 repelled by the rest.
 """
 
@@ -30,31 +30,31 @@ def contrastive_loss(
     training set; `labels` (batch,) and `extra_labels` (E,), needed for a supervised weight other than 0.
     """
     anchors = normalize(anchors.float(), dim=-1)
-    # as released: the keys are detached, the gradient reaches the anchors alone (quirk 6)
+    # as released: the keys are detached, the gradient reaches the anchors alone (D4)
     contrast = torch.cat([anchors.detach(), own.flatten(0, 1), extra.flatten(0, 1)])
     rows = own.shape[1]
 
-    def spread(batch: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    def repeat_per_column(batch: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
         return torch.cat([batch, batch.repeat_interleave(rows), others.repeat_interleave(rows)])
 
     # A(i): all of the contrast set but the anchor's own detached copy
     itself = torch.eye(len(anchors), len(contrast), dtype=torch.bool, device=anchors.device)
     logits = (anchors @ contrast.T / temperature).masked_fill(itself, -torch.inf)
     log_q = logits.log_softmax(-1)
-    # as released: an extra example that is also in the batch is a positive too (quirk 3)
-    same_example = (index[:, None] == spread(index, extra_index)) & ~itself
-    loss = unsupervised_weight * attraction(log_q, same_example, normalization)
+    # as released: an extra example that is also in the batch is a positive too (D2)
+    same_example = (index[:, None] == repeat_per_column(index, extra_index)) & ~itself
+    loss = unsupervised_weight * positive_loss(log_q, same_example, normalization)
     if supervised_weight:
-        same_label = (labels[:, None] == spread(labels, extra_labels)) & ~itself
-        loss = loss + supervised_weight * attraction(log_q, same_label, normalization)
+        same_label = (labels[:, None] == repeat_per_column(labels, extra_labels)) & ~itself
+        loss = loss + supervised_weight * positive_loss(log_q, same_label, normalization)
     return loss
 
 
-def attraction(log_q: torch.Tensor, positive: torch.Tensor, normalization: str) -> torch.Tensor:
+def positive_loss(log_q: torch.Tensor, positive: torch.Tensor, normalization: str) -> torch.Tensor:
     """Minus the log probability of the positives: averaged over each anchor's own, then summed and divided.
 
     `log_q` and `positive` are (batch, contrast). "supcon" divides by the number of anchors that have positives
-    (arXiv 2004.11362, equation 2); "released" by that of all positives, a second time (quirk 1).
+    (arXiv 2004.11362, equation 2); "released" by that of all positives, a second time (D1).
     """
     count = positive.sum(-1)
     per_anchor = log_q.masked_fill(~positive, 0).sum(-1) / count.clamp(min=1)

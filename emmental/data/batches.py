@@ -50,7 +50,7 @@ class Plan:
         return round(epochs * self.steps_per_epoch) if epochs else steps
 
     def check_warmup(self, warmup_steps: int, initial_warmup: int, final_warmup: int) -> None:
-        """Refuses warm-ups that leave no step in which to prune (quirk 21: one jump, or none at all)."""
+        """Refuses warm-ups that leave no step in which to prune (D50: one jump, or none at all)."""
         needed = (initial_warmup + final_warmup) * warmup_steps
         if warmup_steps and needed >= self.total_steps:
             raise InputError(

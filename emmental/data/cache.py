@@ -41,11 +41,11 @@ def cached_map(dataset, function, file: Path, overwrite: bool):
         if not overwrite and (table := kept()):
             return table
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent) as beside, ExitStack() as bar:
+        with tempfile.TemporaryDirectory(dir=file.parent) as temporary, ExitStack() as bar:
             if len(dataset) < 20_000 and not datasets.are_progress_bars_disabled():
                 datasets.disable_progress_bars()
                 bar.callback(datasets.enable_progress_bars)
-            written, names = Path(beside) / "table.arrow", dataset.column_names
+            written, names = Path(temporary) / "table.arrow", dataset.column_names
             columns = {"input_columns": names, "remove_columns": names}
             place = {"cache_file_name": str(written), "new_fingerprint": file.stem[-32:]}
             dataset.map(function, batched=True, **columns, **place, desc="Tokenising")

@@ -1,4 +1,4 @@
-"""Tokenised examples without padding, and the padded batches cut from them.
+"""Tokenised examples without padding, and the padded batches made of them.
 
 One `Examples` holds a whole training or evaluation set as flat arrays, example i being the tokens from `offsets[i]`
 to `offsets[i + 1]`. An example's place in it is its `index`, under which the banks and the teacher's logits are kept.
@@ -36,7 +36,7 @@ class Examples:
 
     @property
     def padded_lengths(self) -> np.ndarray:
-        """The least length of a batch that holds the example, for each, (examples,)."""
+        """The length to which each example is padded at least, (examples,)."""
         return self.lengths if self.pad_to is None else np.full(len(self), self.pad_to)
 
     def padded_length(self, index: np.ndarray) -> int:
@@ -60,5 +60,5 @@ class Examples:
         return padded
 
     def ragged(self, padded: np.ndarray) -> np.ndarray:
-        """The real tokens' values of a padded array, (examples, length) -> (tokens,), as the flat arrays stand."""
+        """The real tokens' values of a padded array, (examples, length) -> (tokens,), as in the flat arrays."""
         return padded[np.arange(padded.shape[1]) < self.lengths[:, None]]

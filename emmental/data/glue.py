@@ -103,8 +103,8 @@ def read(task: str, path: str | Path) -> Rows:
         except ValueError:
             value = None
         if not kind.holds(value):
-            known = ", ".join(kind.labels) or "scores from 0 to 5"
-            raise InputError(f"{path}, line {number}: unknown label {fields[label_at][:40]!r} ({known})")
+            allowed = ", ".join(kind.labels) or "scores from 0 to 5"
+            raise InputError(f"{path}, line {number}: unknown label {fields[label_at][:40]!r} ({allowed})")
         rows.labels.append(value)
         texts.append([fields[i] for i in texts_at])
     if len(rows.skipped) > 0.01 * (len(lines) - start):

@@ -1,4 +1,4 @@
-"""SQuAD v1.1 and v2.0: the official JSON files read and checked, and passages cut into overlapping windows.
+"""SQuAD v1.1 and v2.0: the official JSON files read and checked, and passages divided into overlapping windows.
 
 A window is `[CLS] question [SEP] piece of the passage [SEP]`; it is what the banks of CAP (arXiv 2112.07198) call an
 example here. Windows keep the character offsets of their tokens, from which squad_metrics.py takes the answer texts.
@@ -38,7 +38,7 @@ class Question(NamedTuple):
 
 
 class Questions(list[Question]):
-    """The questions of one set in their order; `source`, the file or Hub name, stands in messages."""
+    """The questions of one set in their order; `source`, the file or Hub name, is for messages."""
 
     def __init__(self, source: str, questions):
         super().__init__(questions)
@@ -203,10 +203,10 @@ def windows(
     used = [i for i, question in enumerate(questions) if not (training and question.problem)]
     dataset = datasets.Dataset.from_dict({"place": used})
 
-    def cut(places: list[int]) -> dict:
-        return _cut([(i, questions[i]) for i in places], tokenizer, *settings)
+    def make_windows(places: list[int]) -> dict:
+        return _make_windows([(i, questions[i]) for i in places], tokenizer, *settings)
 
-    table = cached_map(dataset, cut, file, overwrite_cache) if used else None
+    table = cached_map(dataset, make_windows, file, overwrite_cache) if used else None
 
     def column(name: str) -> np.ndarray:
         values = table.column(name).combine_chunks()
@@ -233,7 +233,9 @@ def _key(questions: Questions, tokenizer, settings: tuple) -> str:
     return digest.hexdigest()
 
 
-def _cut(questions, tokenizer, max_seq_length: int, doc_stride: int, max_query_length: int, training: bool) -> dict:
+def _make_windows(
+    questions, tokenizer, max_seq_length: int, doc_stride: int, max_query_length: int, training: bool
+) -> dict:
     """The windows of some (index, question) pairs, one list per column.
 
     as released: windows begin `doc_stride` tokens apart (transformers' squad_convert_example_to_features gives the

@@ -2,7 +2,7 @@
 
 It makes a small data set in the task's own file format, a small BERT pre-trained on it with masked words, and a
 teacher by the training script; then it runs the shell script itself with small values in the environment, and holds
-the pruned model against controls. Everything stands in ./demo, and what a second script can share is made once.
+the pruned model against controls. Everything is in ./demo, and what a second script can share is made once.
 """
 
 import json
@@ -122,7 +122,7 @@ def compare(task: Task, here: Path, output: Path, dev: Examples, low: float, hig
     shutil.rmtree(packed, ignore_errors=True)
     save_folded(pruned, output, packed, "sparse", "float32", compacted=False)
     linears = masked_linears(pruned).values()
-    masks = [linear.present_mask() for linear in linears]
+    masks = [linear.current_mask() for linear in linears]
 
     def under(change: Callable) -> dict[str, float]:
         for linear, mask in zip(linears, masks, strict=True):

@@ -37,19 +37,19 @@ def save_folded(model: MaskedBert, source: Path, target: Path, form: str, dtype:
     """Writes the model with its masks folded in, as transformers' plain BERT, and the tokenizer of `source`.
 
     `form` and `dtype` as in export.sparse_format; `compacted` removes idle feed-forward neurons where all layers can
-    spare some, and where only some can makes the form sparse, in which they take no room. Returns what to tell of it.
+    spare some, and where only some can makes the form sparse, in which they take no room. Returns a report to print.
     """
     plain = fold(model)
     state, config = plain.state_dict(), plain.config.to_dict() | {"architectures": [type(plain).__name__]}
-    dense, told = state, []
+    dense, report = state, []
     if compacted:
         before = config["intermediate_size"]
         idle = [int(mask.sum()) for mask in idle_neurons(state)]
         state, config = compact(state, config)
-        told.append(f"feed-forward neurons in each layer: {before} -> {config['intermediate_size']}")
+        report.append(f"feed-forward neurons in each layer: {before} -> {config['intermediate_size']}")
         if form == "dense" and any(idle) and config["intermediate_size"] == before:
             form = "sparse"
-            told.append(f"idle neurons by layer: {idle}; a plain BERT's layers are all of one size, so it is packed")
+            report.append(f"idle neurons by layer: {idle}; a plain BERT's layers are all of one size, so it is packed")
     target.mkdir(parents=True)
     if form == "sparse":
         stored = save_sparse(state, config, target, dtype)
@@ -58,14 +58,14 @@ def save_folded(model: MaskedBert, source: Path, target: Path, form: str, dtype:
         smaller.to(getattr(torch, dtype)).load_state_dict(rounded(state, dtype))
         smaller.save_pretrained(target)
         stored = smaller.state_dict()
-    told.append(f"{'part':12}{'dense float32':>16}{'as saved':>16}{'ratio':>8}")
-    told += [
+    report.append(f"{'part':12}{'dense float32':>16}{'as saved':>16}{'ratio':>8}")
+    report += [
         f"{part:12}{before:16,}{after:16,}{ratio:8.2f}" for part, before, after, ratio in size_table(dense, stored)
     ]
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copy(source / name, target / name)
-    return "\n".join(told)
+    return "\n".join(report)
 
 
 PARTS = {

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from emmental.utils.errors import InputError
-from emmental.utils.files import whole
+from emmental.utils.files import atomic_write
 
 FILE = "model.sparse.safetensors"
 VERSION = 1
@@ -104,7 +104,7 @@ def unpack(tensors: dict[str, Tensor], header: dict) -> dict[str, Tensor]:
 def save_sparse(state_dict: dict[str, Tensor], config: dict, directory: str | Path, dtype: str = "float32"):
     """Write `config.json` and the packed `model.sparse.safetensors`; returns the tensors stored, for `size_table`."""
     tensors, header = pack(state_dict, dtype)
-    with whole(Path(directory) / FILE) as weights, whole(Path(directory) / "config.json") as settings:
+    with atomic_write(Path(directory) / FILE) as weights, atomic_write(Path(directory) / "config.json") as settings:
         save_file(tensors, weights, {"format": "pt", "sparse": json.dumps(header)})
         settings.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     return tensors

@@ -14,13 +14,13 @@ LOWEST = torch.iinfo(torch.int64).min
 
 def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
     """`x` with each element dropped with probability `p`, the others scaled to keep the mean."""
-    cut = round(p * LEVELS)
-    if x.device.type != "cpu" or not 0 < cut < LEVELS:
+    dropped = round(p * LEVELS)
+    if x.device.type != "cpu" or not 0 < dropped < LEVELS:
         return F.dropout(x, p)
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(LOWEST, None)
     kept = torch.empty(x.numel(), dtype=x.dtype)
-    torch.ge(words.view(torch.int16)[: x.numel()], cut - LEVELS // 2, out=kept)
-    return x * kept.mul_(LEVELS / (LEVELS - cut)).view(x.shape)
+    torch.ge(words.view(torch.int16)[: x.numel()], dropped - LEVELS // 2, out=kept)
+    return x * kept.mul_(LEVELS / (LEVELS - dropped)).view(x.shape)
 
 
 class Dropout(nn.Dropout):

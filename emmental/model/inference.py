@@ -44,7 +44,7 @@ def map_examples(
     Every row of a result must have the same shape in every batch.
     """
     batches = list(batches_by_length(examples.padded_lengths, TOKENS[device.type]))
-    batches = batches[distributed.rank() :: distributed.world()]
+    batches = batches[distributed.rank() :: distributed.world_size()]
     results: list[torch.Tensor] = []
     bar = tqdm(total=len(examples), desc=title, unit="ex", leave=False, disable=quiet or distributed.rank() > 0)
 
@@ -54,7 +54,7 @@ def map_examples(
                 results.append(torch.zeros(len(examples), *rows.shape[1:], dtype=rows.dtype))
             if batches:
                 results[number][torch.from_numpy(index)] = rows.to("cpu")
-        bar.update(len(index) * distributed.world())
+        bar.update(len(index) * distributed.world_size())
 
     before = None
     for index in batches or [np.array([0])]:
@@ -64,7 +64,7 @@ def map_examples(
         before = index, computed
     collect(*before)
     bar.close()
-    return [distributed.total(rows, device) for rows in results]
+    return [distributed.all_sum(rows, device) for rows in results]
 
 
 def predict(

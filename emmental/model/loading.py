@@ -15,7 +15,7 @@ from emmental.model.masked_bert import (
     MaskedBertForSequenceClassification,
 )
 from emmental.pruning.masked_linear import set_threshold
-from emmental.utils.errors import InputError, tell
+from emmental.utils.errors import InputError, print_once
 
 HEADS = ("classifier.", "qa_outputs.")
 
@@ -47,20 +47,20 @@ def load(
         of = model_class.__name__
         raise InputError(f"{name}: {len(missing)} weights of a {of} are missing, the first {missing[0]}")
     if not trained:
-        tell_what_is_new(name, model, loading_info)
+        report_new_weights(name, model, loading_info)
     return model
 
 
-def tell_what_is_new(name: str, model: MaskedBert, loading_info: dict) -> None:
+def report_new_weights(name: str, model: MaskedBert, loading_info: dict) -> None:
     """Says where a model that is to be trained starts with a new head, or with scores that were trained before."""
     for key, theirs, ours in loading_info["mismatched_keys"]:
         if key.endswith(".weight"):
-            tell(f"{name}: training starts with a new head: the model has {theirs[0]} labels, the task {ours[0]}")
+            print_once(f"{name}: training starts with a new head: the model has {theirs[0]} labels, the task {ours[0]}")
     scores = {key for key in model.state_dict() if key.endswith("mask_scores")}
     if scores and not scores & loading_info["missing_keys"]:
-        tell(f"{name}: training starts from its mask scores; --mask_init and --mask_scale are not used")
+        print_once(f"{name}: training starts from its mask scores; --mask_init and --mask_scale are not used")
     if not scores and any(key.endswith("mask_scores") for key in loading_info["unexpected_keys"]):
-        tell(f"{name}: its mask scores are not used; {model.config.pruning_method} has none")
+        print_once(f"{name}: its mask scores are not used; {model.config.pruning_method} has none")
 
 
 def load_tokenizer(name: str, do_lower_case: bool):

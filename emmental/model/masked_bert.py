@@ -70,7 +70,7 @@ class SpanOutput(ModelOutput):
 
 
 class MaskedEncoderBert(BertModel):
-    """BertModel that also initialises scores: from_pretrained asks the innermost model that a module stands in."""
+    """BertModel that also initialises scores: from_pretrained asks the innermost model that holds a module."""
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -164,13 +164,13 @@ class MaskedBertForSequenceClassification(MaskedBert):
         self.post_init()
 
     def first_token(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.bert.pooler(hidden)  # as released: `cls` is the tanh pooler's output here (quirk 8)
+        return self.bert.pooler(hidden)  # as released: `cls` is the tanh pooler's output here (D6)
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None) -> ClassificationOutput:
         inputs = input_ids, attention_mask, token_type_ids
         hidden, attention_mask = self.hidden_states(*inputs, first_alone=self.config.alignrep == "cls")
         pooled = self.dropout(self.bert.pooler(hidden))
-        # as released: the cls anchor is taken after dropout, mean-pooling has none of its own (quirk 7)
+        # as released: the cls anchor is taken after dropout, mean-pooling has none of its own (D5)
         anchor = pooled if self.config.alignrep == "cls" else self.represent(hidden, attention_mask)
         return ClassificationOutput(logits=self.classifier(pooled), representation=anchor)
 
@@ -184,7 +184,7 @@ class MaskedBertForQuestionAnswering(MaskedBert):
         self.post_init()
 
     def first_token(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden[:, 0]  # as released: `cls` is the raw hidden state here, there is no pooler (quirk 8)
+        return hidden[:, 0]  # as released: `cls` is the raw hidden state here, there is no pooler (D6)
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None) -> SpanOutput:
         """With packing on, padding takes no part in the span: its logits are -10000. Off, it does, as released."""

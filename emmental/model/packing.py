@@ -1,4 +1,4 @@
-"""No arithmetic on padding: the real tokens of a batch stand in one row, and only attention takes them apart again.
+"""No arithmetic on padding: the real tokens of a batch form one row, and only attention takes them apart again.
 
 Every layer of BERT but attention works token by token, so a batch of shape (batch, length) can pass through it as one
 row of its real tokens, the longest text first. Attention is registered with transformers' AttentionInterface under the
@@ -43,7 +43,7 @@ class Group:
 
 
 class Packing:
-    """Where the real tokens of a padded batch stand in the packed row, and in its groups.
+    """The places of a padded batch's real tokens in the packed row, and in its groups.
 
     `attention_mask` is (batch, length), 1 for a real token; the first of every text must be one. Kept on the CPU it is
     read without waiting for the device on which the tokens are.

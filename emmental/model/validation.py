@@ -1,4 +1,4 @@
-"""What stands in a model's folder, read without loading the model: its config, whether it fits, its vocabulary.
+"""What a model's folder holds, read without loading the model: its config, whether it fits, its vocabulary.
 
 These checks run before torch is imported, so that a wrong folder is answered in a moment.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from emmental.pruning.methods import METHODS
-from emmental.utils.errors import InputError, tell
+from emmental.utils.errors import InputError, print_once
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 TOKENIZERS = ("tokenizer.json", "vocab.txt")
@@ -41,7 +41,7 @@ def is_path(name: str) -> bool:
 
 
 def read_config(name: str, flag: str) -> dict:
-    """The config of a model's folder, or of a model on the Hub, as it stands in config.json; `flag` named it."""
+    """The config of a model's folder, or of a model on the Hub, as written in config.json; `flag` named it."""
     if os.path.isdir(name):
         return _read_json(Path(name) / "config.json", f"{flag} {name}: no model folder, it has no config.json")
     if is_path(name):
@@ -98,13 +98,13 @@ def check_model(name: str, flag: str, max_seq_length: int, types: tuple[str, ...
     return config
 
 
-def check_settled(name: str, flag: str, config: dict) -> None:
-    """Refuses a masked model of which nobody knows how, or how much, it prunes."""
+def check_masks_defined(name: str, flag: str, config: dict) -> None:
+    """Refuses a masked model whose config lacks pruning_method or threshold."""
     if config["model_type"] != "masked_bert":
         return
-    known = "pruning_method" in config
-    if not known or (config["pruning_method"] and config.get("threshold") is None):
-        key = "threshold" if known else "pruning_method"
+    has_method = "pruning_method" in config
+    if not has_method or (config["pruning_method"] and config.get("threshold") is None):
+        key = "threshold" if has_method else "pruning_method"
         raise InputError(f"{flag} {name}: its config has no {key}; fold it first: bertarize.py --{key} ...")
 
 
@@ -123,7 +123,7 @@ def check_student(
     flag = "--model_name_or_path"
     config = check_model(name, flag, max_seq_length)
     if not trains:
-        check_settled(name, flag, config)
+        check_masks_defined(name, flag, config)
         check_head(f"{flag} {name}", config, labels)
     elif labels and CLASSIFIES in str(config.get("architectures")):
         named = label_names(f"{flag} {name}", config)
@@ -134,8 +134,8 @@ def check_student(
     if config_name:
         config = check_other_config(config_name, name, config, max_seq_length, trains)
     folder, flag = (tokenizer_name, "--tokenizer_name") if tokenizer_name else (name, "--model_name_or_path")
-    known = any(os.path.isfile(os.path.join(folder, file)) for file in TOKENIZERS)
-    if not known and (os.path.exists(folder) or folder.startswith((".", "/", "~"))):
+    found = any(os.path.isfile(os.path.join(folder, file)) for file in TOKENIZERS)
+    if not found and (os.path.exists(folder) or folder.startswith((".", "/", "~"))):
         raise InputError(f"{flag} {folder}: no tokenizer, it has neither {' nor '.join(TOKENIZERS)}")
     return config
 
@@ -144,7 +144,7 @@ def check_other_config(config_name: str, name: str, config: dict, max_seq_length
     """The config of --config_name; InputError where a pruned model would be evaluated without its masks."""
     other = check_config(config_name, "--config_name", max_seq_length)
     if not trains:
-        check_settled(config_name, "--config_name", other)
+        check_masks_defined(config_name, "--config_name", other)
         method, given = (x.get("pruning_method") if x["model_type"] == "masked_bert" else None for x in (config, other))
         if method and given != method:
             raise InputError(f"--config_name {config_name}: its pruning_method is {given}, and {name} has {method}")
@@ -160,8 +160,8 @@ def _vocabulary(folder: str) -> list[str] | None:
 
             path = Path(hf_hub_download(folder, "tokenizer.json")).parent
         if (path / "tokenizer.json").is_file():
-            known = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-            return sorted(known, key=known.get)
+            vocabulary = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+            return sorted(vocabulary, key=vocabulary.get)
         return [word.decode() for word in (path / "vocab.txt").read_bytes().split()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the Hub's errors are OSErrors or ValueErrors
         return None
@@ -231,7 +231,7 @@ def check_teacher(
     """
     flag = f"--teacher_name_or_path {name}"
     teacher = check_model(name, "--teacher_name_or_path", max_seq_length, (kind,))
-    check_settled(name, "--teacher_name_or_path", teacher)
+    check_masks_defined(name, "--teacher_name_or_path", teacher)
     for key in ("hidden_size", "vocab_size"):
         theirs, ours = teacher.get(key, SIZES[key]), student.get(key, SIZES[key])
         if theirs != ours:
@@ -277,4 +277,4 @@ def check_order(where: str, named: list[str], labels: tuple[str, ...]) -> None:
         return
     if set(theirs) == set(ours):
         raise InputError(f"{where}: its labels are {named}, in another order than the task's, {list(labels)}")
-    tell(f"{where}: its labels are named {named}; they are taken as {list(labels)}, in this order")
+    print_once(f"{where}: its labels are named {named}; they are taken as {list(labels)}, in this order")

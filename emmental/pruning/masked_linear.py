@@ -53,7 +53,7 @@ class MaskedLinear(nn.Linear):
         """What the method ranks or compares: the scores, or the weight itself, (out_features, in_features)."""
         return self.mask_scores if self.method.scored else self.weight
 
-    def present_mask(self) -> torch.Tensor:
+    def current_mask(self) -> torch.Tensor:
         """The mask at the threshold that is set, of the weight's shape, with its gradient to the scores."""
         if self.method.smooth:
             return hard_concrete(self.mask_scores, sample=self.training)
@@ -62,7 +62,7 @@ class MaskedLinear(nn.Linear):
         return StraightThrough.apply(self.mask_scores, self.mask) if self.method.scored else self.mask
 
     def masked_weight(self) -> torch.Tensor:
-        return self.weight if self.threshold is None else self.weight * self.present_mask()
+        return self.weight if self.threshold is None else self.weight * self.current_mask()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(inputs, self.masked_weight(), self.bias)
@@ -130,5 +130,5 @@ def kept_weights(linear: MaskedLinear) -> int:
     if linear.threshold is None:
         return linear.weight.numel()
     # without a draw, so that to look does not change what comes after
-    mask = hard_concrete(linear.mask_scores) if linear.method.smooth else linear.present_mask()
+    mask = hard_concrete(linear.mask_scores) if linear.method.smooth else linear.current_mask()
     return int(torch.count_nonzero(mask))

@@ -8,7 +8,7 @@ on to the scores unchanged, so that a score falls while its weight moves towards
 import numpy as np
 import torch
 
-from emmental.pruning.methods import FLOOR, METHODS, Method
+from emmental.pruning.methods import METHODS, MIN_SHARE_KEPT, Method
 
 STRETCH = (-0.1, 1.1)  # the interval (gamma, zeta) of l0's hard concrete distribution
 BETA = 2 / 3  # its temperature
@@ -77,12 +77,12 @@ def _bisect(values: torch.Tensor, k: int) -> torch.Tensor:
     return torch.where(low < 0, low ^ 0x7FFFFFFF, low).view(torch.float32).to(values.dtype)
 
 
-def least(numel: int) -> int:
+def min_kept(numel: int) -> int:
     """How many weights of a matrix the threshold methods keep at least."""
-    return int(FLOOR * numel) + 1
+    return int(MIN_SHARE_KEPT * numel) + 1
 
 
-def compared(scores: torch.Tensor, threshold: float, sigmoid: bool) -> torch.Tensor:
+def threshold_input(scores: torch.Tensor, threshold: float, sigmoid: bool) -> torch.Tensor:
     """What a threshold is compared with: the scores, or their sigmoids, as fine as the threshold needs them."""
     if not sigmoid:
         return scores
@@ -90,13 +90,13 @@ def compared(scores: torch.Tensor, threshold: float, sigmoid: bool) -> torch.Ten
 
 
 def above_mask(scores: torch.Tensor, threshold: float, sigmoid: bool) -> torch.Tensor:
-    """The mask of the scores (matrices, numel) strictly above `threshold`, but of at least the floor's largest."""
-    mask = compared(scores, threshold, sigmoid) > threshold
-    floor = least(scores.shape[-1])
-    # The device's scores are joined with the floor without asking, since asking means waiting; where the threshold
-    # alone keeps enough, the floor's largest are among them.
-    if scores.device.type != "cpu" or int(mask.sum(-1).min()) < floor:
-        mask |= top_mask(scores, floor) > 0
+    """The mask of the scores (matrices, numel) strictly above `threshold`, but of at least the min_kept largest."""
+    mask = threshold_input(scores, threshold, sigmoid) > threshold
+    minimum = min_kept(scores.shape[-1])
+    # On a device the largest are added without asking, since asking means waiting; where the threshold alone keeps
+    # enough, they are among them.
+    if scores.device.type != "cpu" or int(mask.sum(-1).min()) < minimum:
+        mask |= top_mask(scores, minimum) > 0
     return mask
 
 

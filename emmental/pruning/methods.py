@@ -7,7 +7,7 @@ torch, so that flags can be checked against it in a moment.
 
 from dataclasses import dataclass
 
-FLOOR = 0.005  # as released: the threshold methods keep at least this share of a matrix, and one weight more
+MIN_SHARE_KEPT = 0.005  # as released: the threshold methods keep at least this share of a matrix, and one weight more
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from emmental.pruning.masked_linear import masked_linears
-from emmental.pruning.masks import SATURATED, compared, least, top_mask
+from emmental.pruning.masks import SATURATED, min_kept, threshold_input, top_mask
 from emmental.pruning.methods import Method
 
 SAMPLE = 1 << 18  # scores enough for a quantile
@@ -23,7 +23,7 @@ UPDATE_INTERVAL = 0.1  # travel between two looks at the scores
 
 
 def score_at(threshold: float, method: Method) -> float:
-    """The score that a threshold cuts at."""
+    """The score at a threshold: the inverse of the sigmoid, where the method has one."""
     return math.log(threshold / (1 - threshold)) if method.sigmoid else threshold
 
 
@@ -37,9 +37,9 @@ def calibrated_threshold(model: nn.Module, target_sparsity: float) -> float:
         values = []
         for linear in linears:
             scores = linear.mask_scores.flatten()
-            row = compared(scores, threshold, sigmoid)  # as where masks are made, so that they compare equal
-            floor = top_mask(scores[None], least(row.numel()))[0] > 0  # kept anyway: it comes first
-            values.append(row.masked_fill(floor, math.inf).cpu().numpy())
+            row = threshold_input(scores, threshold, sigmoid)  # as where masks are made, so that they compare equal
+            kept_anyway = top_mask(scores[None], min_kept(row.numel()))[0] > 0  # so it comes first
+            values.append(row.masked_fill(kept_anyway, math.inf).cpu().numpy())
         values = np.concatenate(values)
         kept = round(values.size * (1 - target_sparsity))
         place = max(values.size - kept - 1, 0)  # the largest that goes is the threshold, for the comparison is strict
@@ -56,8 +56,8 @@ class LambdaController:
     Soft movement pruning "cannot precisely determine the final sparsity ratio beforehand" (arXiv 2112.07198); lambda is
     tuned by hand. Here the share of scores below the final threshold is to follow the cubic schedule from 0 to
     `target`, and lambda is multiplied by e^u, u = PROPORTIONAL * error + its integral. The error is how far the score
-    at the rank where the schedule stands is from the cut, seen a little ahead: unlike a count, it tells the distance
-    while nothing is pruned yet. Time is measured in travel, the sum of the scores' learning rates, which is about the
+    at the scheduled rank is from the cut, a little ahead: unlike a count, it measures the distance while nothing is
+    pruned yet. Time is measured in travel, the sum of the scores' learning rates, which is about the
     distance that Adam can move a score; so the gains hold for runs of any length.
     """
 
@@ -83,7 +83,7 @@ class LambdaController:
             goal = self.goal(step)
             present, last, remaining = self.measure(model, goal)
             speed = (last - state.get("last", last)) / travel  # -1: as fast as Adam moves
-            # Both have the same sign: the distance tells while nothing is pruned yet, the ratio once much is.
+            # Both have the same sign: the distance counts while nothing is pruned yet, the ratio once much is.
             distance = present - self.cut + LOOKAHEAD * speed
             error = max(-MAX_ERROR, min(MAX_ERROR, distance)) + math.log(remaining / (1 - goal))
             # What falls as fast as it can is not pushed harder; what has fallen too far does not come back by itself.

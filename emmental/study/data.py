@@ -9,7 +9,7 @@ from pathlib import Path
 from emmental.data.glue import TASKS
 from emmental.study.grids import Experiment
 from emmental.utils.errors import InputError
-from emmental.utils.files import whole
+from emmental.utils.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ def cut(experiment: Experiment, places: Places) -> None:
         if not (source / file).is_file():
             raise InputError(f"--data_dir {places.data}: no file {Path(experiment.folder) / file}")
     for file in dev:
-        with whole(target / file) as beside:
+        with atomic_write(target / file) as beside:
             shutil.copyfile(source / file, beside)
-    with whole(target / train) as beside:
+    with atomic_write(target / train) as beside:
         beside.write_bytes(first(source / train, experiment.task, experiment.train_rows))
 
 

@@ -193,11 +193,11 @@ def run_cells(cells: list[Cell], places: Places, path: Path, jobs: int) -> int:
     threads = [threading.Thread(target=runner.work, args=(place,), daemon=True) for place in range(jobs)]
     for thread in threads:
         thread.start()
-    told = time.time()
+    reported = time.time()
     while any(thread.is_alive() for thread in threads):
         time.sleep(0.2)
-        if time.time() - told > REPORT:
-            told = time.time()
+        if time.time() - reported > REPORT:
+            reported = time.time()
             runner.say()
     if runner.stopped:
         print("stopped; the same command goes on from here", flush=True)

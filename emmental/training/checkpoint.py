@@ -1,4 +1,4 @@
-"""Checkpoints: a model's folder that also holds all that a run needs to go on, written whole or not at all.
+"""Checkpoints: a model's folder that also holds all that a run needs to go on, complete or absent.
 
 `save` and `restore` are mirror images. A checkpoint is a folder of output_dir: the model as `save_pretrained` leaves
 it, the tokenizer, `training_state.safetensors` (the optimizer's moments and every process's random state) and
@@ -26,7 +26,7 @@ from emmental.training.loop import Progress
 from emmental.training.optimizer import Optimizer
 from emmental.utils import distributed
 from emmental.utils.errors import InputError
-from emmental.utils.files import digest, sync, writing
+from emmental.utils.files import digest, sync, write_errors
 
 STATE, TENSORS = "state.json", "training_state.safetensors"
 
@@ -46,47 +46,47 @@ class TrainingState:
 
 
 def check_finite(state: TrainingState) -> None:
-    """InputError where a weight or score is no number any more, so that neither is saved."""
+    """Raises InputError if any weight or score is NaN or infinite, so that none is saved."""
     spoilt = [name for name, parameter in state.model.named_parameters() if not parameter.isfinite().all()]
     if spoilt:
         step, count = state.progress.step, len(spoilt)
         raise InputError(
-            f"step {step}: {count} weights are no numbers, {spoilt[0]} for one; earlier checkpoints are kept"
+            f"step {step}: {count} weights are NaN or infinite, the first {spoilt[0]}; earlier checkpoints are kept"
         )
 
 
 def save(folder: Path, state: TrainingState, tokenizer) -> None:
     """Writes a checkpoint from process 0; every process has to call it.
 
-    Written beside, synced and renamed; where the disk is full the user hears of it and nothing is left behind.
+    Written under a temporary name, synced and renamed. A full disk raises InputError, and nothing is left behind.
     """
     random_state = random_tensors(state.device)
     losses = state.losses.read(state.progress.step)
     if distributed.rank() == 0:
-        beside = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(beside, ignore_errors=True)
+        temporary = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(temporary, ignore_errors=True)
         try:
-            state.model.save_pretrained(beside)
-            with writing(beside):
-                tokenizer.save_pretrained(beside)
-            save_file(optimizer_tensors(state) | random_state, beside / TENSORS)
+            state.model.save_pretrained(temporary)
+            with write_errors(temporary):
+                tokenizer.save_pretrained(temporary)
+            save_file(optimizer_tensors(state) | random_state, temporary / TENSORS)
             content = {
                 **vars(state.progress),
                 **(state.masks.state_dict() if state.masks else {}),
                 "losses": losses,
                 "scaler": state.optimizer.scaler.state_dict(),
                 "arguments": state.fingerprint,
-                "files": {path.name: digest(path) for path in sorted(beside.iterdir())},
+                "files": {path.name: digest(path) for path in sorted(temporary.iterdir())},
                 "banks": {name: bank.files for name, bank in state.banks.items()},
             }
-            (beside / STATE).write_text(json.dumps(content, indent=1))
-            for path in [*beside.iterdir(), beside]:
+            (temporary / STATE).write_text(json.dumps(content, indent=1))
+            for path in [*temporary.iterdir(), temporary]:
                 sync(path)
             shutil.rmtree(folder, ignore_errors=True)
-            beside.rename(folder)
+            temporary.rename(folder)
             sync(folder.parent)
         except (OSError, SafetensorError, InputError) as error:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise InputError(f"{folder}: could not be written ({error}); earlier checkpoints are untouched") from None
     distributed.wait()
 
@@ -129,9 +129,9 @@ def optimizer_tensors(state: TrainingState) -> dict[str, torch.Tensor]:
 
 def random_tensors(device: torch.device) -> dict[str, torch.Tensor]:
     """Every process's random state, by its rank."""
-    tensors = {f"random/cpu/{rank}": x for rank, x in enumerate(distributed.each(torch.get_rng_state(), device))}
+    tensors = {f"random/cpu/{rank}": x for rank, x in enumerate(distributed.all_gather(torch.get_rng_state(), device))}
     if device.type == "cuda":
-        states = distributed.each(torch.cuda.get_rng_state(device), device)
+        states = distributed.all_gather(torch.cuda.get_rng_state(device), device)
         tensors |= {f"random/cuda/{rank}": x for rank, x in enumerate(states)}
     return tensors
 
@@ -144,16 +144,16 @@ def fault(folder: Path) -> str | None:
     """What keeps a folder from being a complete checkpoint, or None."""
     try:
         state = read_state(folder)
-        expected = {folder / name: known for name, known in state["files"].items()}
+        expected = {folder / name: saved for name, saved in state["files"].items()}
         for files in state["banks"].values():
-            expected |= {folder.parent / "banks" / name: known for name, known in files.items()}
+            expected |= {folder.parent / "banks" / name: saved for name, saved in files.items()}
         int(state["step"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{STATE} is missing or damaged ({type(error).__name__})"
-    for path, known in expected.items():
+    for path, saved in expected.items():
         if not path.is_file():
             return f"{path.name} is missing"
-        if digest(path) != known:
+        if digest(path) != saved:
             return f"{path.name} is damaged"
     return None
 
@@ -181,14 +181,14 @@ def find(which: str, output_dir: Path) -> Path | None:
 
 def check_arguments(folder: Path, arguments: dict) -> None:
     """Refuses to go on with other arguments than the checkpoint's, each difference by name."""
-    known = read_state(folder)["arguments"]
-    names = [name for name in arguments if known.get(name) != arguments[name]]
+    saved = read_state(folder)["arguments"]
+    names = [name for name in arguments if saved.get(name) != arguments[name]]
     if names:
-        told = ", ".join(f"{name} was {known.get(name)!r} and is {arguments[name]!r}" for name in names)
-        raise InputError(f"--resume_from_checkpoint {folder}: {told}")
+        differences = ", ".join(f"{name} was {saved.get(name)!r} and is {arguments[name]!r}" for name in names)
+        raise InputError(f"--resume_from_checkpoint {folder}: {differences}")
 
 
-def prune(output_dir: Path, limit: int, step: int) -> None:
+def remove_old(output_dir: Path, limit: int, step: int) -> None:
     """Removes all but the newest `limit` checkpoints of a run at `step`; 0 keeps all.
 
     Those beyond it, which a run that went back has still to write anew, are not counted: they may be damaged.
@@ -196,7 +196,7 @@ def prune(output_dir: Path, limit: int, step: int) -> None:
     if limit and distributed.rank() == 0:
         folders = [folder for folder in output_dir.glob("checkpoint-*") if _step(folder) <= step]
         for folder in sorted(folders, key=_step)[:-limit]:
-            shutil.rmtree(folder.rename(folder.with_name(folder.name + ".partial")))  # whole or absent
+            shutil.rmtree(folder.rename(folder.with_name(folder.name + ".partial")))  # complete or absent
 
 
 def clear(output_dir: Path, resumed: bool) -> None:

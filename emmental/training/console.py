@@ -9,12 +9,12 @@ from tqdm import tqdm
 
 from emmental.data.batches import Plan
 from emmental.utils import distributed
-from emmental.utils.errors import tell
+from emmental.utils.errors import print_once
 
 
 @contextmanager
 def bars(plan: Plan, done: int):
-    """Progress bars of epochs and steps; yields what a finished step is told to, and what stands beside the bar."""
+    """Progress bars of epochs and steps; yields a function of a finished step and of the values shown at the bar."""
     quiet = distributed.rank() > 0
     per_epoch, epochs = plan.steps_per_epoch, -(-plan.total_steps // plan.steps_per_epoch)
     with (
@@ -22,10 +22,10 @@ def bars(plan: Plan, done: int):
         tqdm(total=plan.total_steps, initial=done, desc="steps", unit="step", disable=quiet) as inner,
     ):
 
-        def advance(step: int, beside: dict[str, str]) -> None:
+        def advance(step: int, values: dict[str, str]) -> None:
             inner.update()
-            if beside:
-                inner.set_postfix(beside)
+            if values:
+                inner.set_postfix(values)
             if step % per_epoch == 0 or step == plan.total_steps:
                 outer.update()
 
@@ -50,7 +50,7 @@ class Stop:
     def _receive(self, number: int, _) -> None:
         self.received = number
         signal.signal(number, self.before[number])  # a second one ends at once
-        tell(f"\n{signal.Signals(number).name}: finishing the step, then saving; once more ends at once")
+        print_once(f"\n{signal.Signals(number).name}: finishing the step, then saving; once more ends at once")
 
     def leave(self, number: int, folder: Path) -> None:
         if distributed.rank() == 0:

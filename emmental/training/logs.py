@@ -16,7 +16,7 @@ from tensorboardX.summary import image, scalar
 from tensorboardX.utils import figure_to_image
 
 from emmental.utils.errors import InputError
-from emmental.utils.files import whole, writing
+from emmental.utils.files import atomic_write, write_errors
 
 
 class Losses:
@@ -30,7 +30,7 @@ class Losses:
         self.fresh.append(parts)
 
     def read(self, step: int) -> dict[str, list]:
-        """Their sums, with one wait for the device; InputError where one, up to `step`, is no number."""
+        """Their sums, with one wait for the device; InputError where one, up to `step`, is NaN or infinite."""
         fresh, self.fresh = self.fresh, []
         values = iter(torch.stack([x.float() for parts in fresh for x in parts.values()]).tolist() if fresh else ())
         for at, parts in enumerate(fresh, step - len(fresh) + 1):
@@ -52,8 +52,8 @@ class Losses:
 class Log:
     """Scalars to TensorBoard and to log.jsonl in `folder`; nowhere at all where `folder` is None.
 
-    TensorBoard's events are written at once: SummaryWriter leaves them to a thread, which dies on a full disk, and for
-    which the run would then wait for ever.
+    TensorBoard's events are written at once: SummaryWriter leaves them to a thread, which dies on a full disk, and the
+    run then waits for it for ever.
     """
 
     def __init__(self, folder: Path | None, step: int = 0, logged: int = 0):
@@ -62,9 +62,9 @@ class Log:
         if folder is None:
             return
         path = folder / "log.jsonl"
-        known = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        with whole(path) as beside:
-            beside.write_text("".join(known[:logged]), encoding="utf-8")
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        with atomic_write(path) as temporary:
+            temporary.write_text("".join(lines[:logged]), encoding="utf-8")
         self.lines = path.open("a", encoding="utf-8")
         (folder / "tensorboard").mkdir(exist_ok=True)
         self.board = EventsWriter(str(folder / "tensorboard" / "events"), f".{os.getpid()}")
@@ -76,7 +76,7 @@ class Log:
         if self.folder is None:
             return
         finite = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
-        with writing(self.folder / "log.jsonl"):
+        with write_errors(self.folder / "log.jsonl"):
             self.lines.write(json.dumps({"step": step, **finite}) + "\n")
             self.lines.flush()
         self.logged += 1
@@ -88,7 +88,7 @@ class Log:
             self._event(step, summary=image(name, figure_to_image(draw()), dataformats="CHW"))
 
     def _event(self, step: int, **content) -> None:
-        with writing(self.folder / "tensorboard"):
+        with write_errors(self.folder / "tensorboard"):
             self.board.write_event(Event(wall_time=time.time(), step=step, **content))
             self.board.flush()
 

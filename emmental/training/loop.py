@@ -63,7 +63,7 @@ def train(
     """
     # the buffers are constants, so they are not sent round
     parallel = partial(nn.parallel.DistributedDataParallel, broadcast_buffers=False)
-    forward = parallel(model) if distributed.world() > 1 else model
+    forward = parallel(model) if distributed.world_size() > 1 else model
 
     while progress.step < plan.total_steps:
         step = progress.step
@@ -117,8 +117,8 @@ def batch_loss(
 
     with precision.autocast():
         outputs = model(**examples.inputs(distributed.share(index), examples.padded_length(index)))
-    logits = tuple(distributed.gather(scores, batch) for scores in outputs.classifications)
-    anchors = distributed.gather(outputs.representation, batch)
+    logits = tuple(distributed.gather_batch(scores, batch) for scores in outputs.classifications)
+    anchors = distributed.gather_batch(outputs.representation, batch)
     labels, targets = tuple(map(rows, examples.labels)), None
     if teacher_logits is not None:  # a span's are as wide as the widest window, the batch's as its own
         targets = tuple(rows(scores[:, : logits[0].shape[1]]) for scores in teacher_logits)

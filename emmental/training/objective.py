@@ -24,9 +24,9 @@ def task_loss(logits: Classifications, labels: Classifications) -> torch.Tensor:
     if labels[0].is_floating_point():
         return F.mse_loss(logits[0].float().squeeze(-1), labels[0])
     losses = []
-    for scores, truth in zip(logits, labels, strict=True):
+    for scores, label in zip(logits, labels, strict=True):
         ignored = scores.shape[-1]
-        losses.append(F.cross_entropy(scores.float(), truth.clamp(0, ignored), ignore_index=ignored))
+        losses.append(F.cross_entropy(scores.float(), label.clamp(0, ignored), ignore_index=ignored))
     return torch.stack(losses).mean()
 
 

@@ -77,7 +77,7 @@ class Optimizer:
     def step(self, step: int) -> torch.Tensor:
         """Clips the gradients, makes optimizer step `step` from 0, and drops them; returns their norm, a scalar.
 
-        as released (transformers' former AdamW, D11) epsilon stands outside the bias correction, which torch's AdamW
+        as released (transformers' former AdamW, D11) epsilon is outside the bias correction, which torch's AdamW
         gives when its own is divided by sqrt(1 - beta2^t), and decay acts on the updated weights (with float16 also in
         the first few steps, which the scaler skips).
         """

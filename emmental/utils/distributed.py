@@ -32,7 +32,7 @@ def start(no_cuda: bool) -> torch.device:
     return torch.device("cuda" if cuda else "cpu")
 
 
-def world() -> int:
+def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -42,29 +42,29 @@ def rank() -> int:
 
 def wait() -> None:
     """Returns when every process has come this far."""
-    if world() > 1:
+    if world_size() > 1:
         dist.barrier()
 
 
 def share(index: np.ndarray) -> np.ndarray:
     """This process's part of a global batch (batch,); its first example again where there are too few for all."""
-    mine = np.array_split(index, world())[rank()]
+    mine = np.array_split(index, world_size())[rank()]
     return mine if len(mine) else index[:1]
 
 
-def gather(rows: torch.Tensor, batch: int) -> torch.Tensor:
+def gather_batch(rows: torch.Tensor, batch: int) -> torch.Tensor:
     """Every process's rows of a global batch of `batch` examples, in the batch's order: (share, ...) -> (batch, ...).
 
     The gradient reaches this process's own rows, times the number of processes, since DistributedDataParallel then
     takes the mean over processes of what is a sum over rows.
     """
-    return rows if world() == 1 else _Gather.apply(rows, batch)
+    return rows if world_size() == 1 else _Gather.apply(rows, batch)
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows, batch):
-        sizes = [len(part) for part in np.array_split(np.empty(batch), world())]
+        sizes = [len(part) for part in np.array_split(np.empty(batch), world_size())]
         ctx.start, ctx.size, ctx.shape = sum(sizes[: rank()]), sizes[rank()], rows.shape
         padded = rows.new_zeros(max(sizes), *rows.shape[1:])
         padded[: ctx.size] = rows[: ctx.size]
@@ -75,13 +75,13 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         mine = gradient.new_zeros(ctx.shape)
-        mine[: ctx.size] = gradient[ctx.start : ctx.start + ctx.size] * world()
+        mine[: ctx.size] = gradient[ctx.start : ctx.start + ctx.size] * world_size()
         return mine, None
 
 
-def total(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
+def all_sum(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The sum over processes of `rows` (examples, ...), a large host tensor, in place and piece by piece."""
-    if world() > 1:
+    if world_size() > 1:
         for piece in rows.split(65536):
             moved = piece.to(device)
             dist.all_reduce(moved)
@@ -89,17 +89,17 @@ def total(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
     return rows
 
 
-def each(state: torch.Tensor, device: torch.device) -> list[torch.Tensor]:
+def all_gather(state: torch.Tensor, device: torch.device) -> list[torch.Tensor]:
     """Every process's small tensor of one shape, in the order of ranks, on the CPU."""
-    if world() == 1:
+    if world_size() == 1:
         return [state.cpu()]
-    states = [torch.empty_like(state, device=device) for _ in range(world())]
+    states = [torch.empty_like(state, device=device) for _ in range(world_size())]
     dist.all_gather(states, state.to(device))
     return [state.cpu() for state in states]
 
 
-def agreed(value: int) -> int:
+def all_max(value: int) -> int:
     """The largest of the processes' values, so that all do the same; no GPU is waited for."""
-    if world() == 1:
+    if world_size() == 1:
         return value
-    return max(int(each_value) for each_value in each(torch.tensor([value]), torch.device("cpu")))
+    return max(int(x) for x in all_gather(torch.tensor([value]), torch.device("cpu")))

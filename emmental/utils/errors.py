@@ -16,7 +16,7 @@ class InputError(Exception):
     """Bad input from the user; the message is one line that names the flag, or the file and the line in it."""
 
 
-def tell(line: str) -> None:
+def print_once(line: str) -> None:
     """Prints a line once, however many processes there are."""
     if os.environ.get("RANK", "0") == "0":
         print(line)

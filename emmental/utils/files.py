@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and how to tell that one is still what was written."""
+"""Files that are complete or absent, and digests that show whether one is still what was written."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from emmental.utils.errors import InputError
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def write_errors(path: Path) -> Iterator[None]:
     """Says in one line that `path` could not be written, on a full disk for example."""
     try:
         yield
@@ -26,23 +26,23 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes `path`'s place once written, and is gone if writing failed."""
-    beside = path.with_name(path.name + ".partial")
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; it replaces `path` once written, and is removed if writing failed."""
+    temporary = path.with_name(path.name + ".partial")
     try:
-        with writing(path):
+        with write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            yield beside
-            sync(beside)
-            os.replace(beside, path)
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(content: dict, path: Path) -> None:
-    """Writes a JSON file, whole or not at all."""
-    with whole(path) as beside:
-        beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    """Writes a JSON file, completely or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def sync(path: Path) -> None:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPE = {"BATCH": "32", "EPOCH": "6", "LR": "1e-4", "WARMUP": "75", "EXTRA_EXAMPLES": "1024", "SAVE_STEPS": "0"}
 
 
-def cut(source: Path, folder: Path, rows: int) -> Path:
+def first_rows(source: Path, folder: Path, rows: int) -> Path:
     """A copy of a data folder with the first `rows` training examples."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in source.glob("*.tsv"):
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     output.mkdir(parents=True, exist_ok=True)
     model, data = options.model.resolve(), options.data_dir.resolve()
     if options.rows:
-        data = cut(data, output / f"data-{options.rows}", options.rows)
+        data = first_rows(data, output / f"data-{options.rows}", options.rows)
     flags = ["--cache_dir", str(output / "cache"), "--overwrite_output_dir", *more]
     teacher = options.teacher.resolve() if options.teacher else output / "teacher"
     if not options.teacher:

@@ -19,7 +19,7 @@ def one_thread():
     torch.set_float32_matmul_precision("highest")
 
 
-def test_benchmark(tmp_path, monkeypatch):
+def test_both_ways_compute_the_same_and_all_figures_are_written(tmp_path, monkeypatch):
     for name, value in {"COUNTS": (100, 200, 400), "MEASURED": 200, "QQP": 400}.items():
         monkeypatch.setattr(training, name, value)
     monkeypatch.setattr(training, "machine_rates", lambda device, dtype: (1e11, 1e10))
@@ -52,7 +52,7 @@ def test_tf32_keeps_ten_bits_after_the_point():
 
 
 @pytest.mark.slow
-def test_benchmark_of_targets(tmp_path, monkeypatch, world):
+def test_target_benchmark_reaches_its_targets(tmp_path, monkeypatch, world):
     for name, value in {"BATCH": "8", "EPOCH": "2", "WARMUP": "1", "EXTRA_EXAMPLES": "8"}.items():
         monkeypatch.setenv(name, value)
     places = ["--data_dir", str(world.data("qqp")), "--model", str(world.model), "--output", str(tmp_path)]

@@ -93,7 +93,7 @@ class Case:
 def subset(examples: Examples, index: np.ndarray) -> Examples:
     tokens = np.concatenate([np.arange(*examples.offsets[[i, i + 1]]) for i in index])
     offsets = np.concatenate([[0], np.cumsum(examples.lengths[index])])
-    labels = tuple(truth[torch.from_numpy(index)] for truth in examples.labels)
+    labels = tuple(values[torch.from_numpy(index)] for values in examples.labels)
     return Examples(examples.input_ids[tokens], examples.token_type_ids[tokens], offsets, labels)
 
 
@@ -261,9 +261,9 @@ class Released:
         inputs, labels = self.inputs(self.case.examples, index), self.case.examples.labels[0]
         logits, anchors = self.student.train()(**inputs)
         with torch.no_grad():
-            known, _ = self.teacher(**inputs)
+            teacher_logits, _ = self.teacher(**inputs)
         heat = self.args.temperature
-        softened = F.log_softmax(logits / heat, -1), F.softmax(known / heat, -1)
+        softened = F.log_softmax(logits / heat, -1), F.softmax(teacher_logits / heat, -1)
         loss = self.args.ce_loss_weight * F.cross_entropy(logits, labels[index].to(self.case.device))
         loss = loss + self.args.distill_loss_weight * heat**2 * F.kl_div(*softened, reduction="batchmean")
         loss = loss + self.contrastive(anchors, self.banks, index, labels, step)
@@ -283,15 +283,15 @@ class Released:
             rows = bank[members].to(device)
             place = torch.cat([torch.tensor(index), torch.tensor(members).repeat_interleave(rows.shape[1])])
             keys = torch.cat([unit.detach(), rows.flatten(0, 1)])
-            for weight, known in zip(weights, (place.to(device), labels[place].to(device)), strict=True):
-                loss = loss + weight * self.term(unit, keys, known)
+            for weight, kind in zip(weights, (place.to(device), labels[place].to(device)), strict=True):
+                loss = loss + weight * self.term(unit, keys, kind)
         return loss
 
-    def term(self, unit: torch.Tensor, keys: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-        """One bank's supervised or unsupervised term; `known` (keys,) are the keys' labels or indices."""
+    def term(self, unit: torch.Tensor, keys: torch.Tensor, kind: torch.Tensor) -> torch.Tensor:
+        """One bank's supervised or unsupervised term; `kind` (keys,) are the keys' labels or indices."""
         itself = torch.eye(len(unit), len(keys), dtype=torch.bool, device=unit.device)
         log_q = (unit @ keys.T / self.args.contrastive_temperature).masked_fill(itself, -1e6).log_softmax(-1)
-        positive = (known[: len(unit), None] == known) & ~itself
+        positive = (kind[: len(unit), None] == kind) & ~itself
         log_p = log_q * positive
         return -(log_p.sum(1) / positive.sum(1)).sum() / (log_p != 0).sum()
 
@@ -335,9 +335,9 @@ class Project:
         self.optimizer = state.optimizer
         # the teacher's logits are known before training; only those of the steps to come are made here
         index = np.concatenate([case.plan.micro_batches(case.first_step + step)[0] for step in range(steps)])
-        (known,), _ = predict(case.teacher, subset(case.examples, index), self.precision, "teacher")
-        logits = torch.zeros(len(case.examples), known.shape[1])
-        logits[torch.from_numpy(index)] = known
+        (some,), _ = predict(case.teacher, subset(case.examples, index), self.precision, "teacher")
+        logits = torch.zeros(len(case.examples), some.shape[1])
+        logits[torch.from_numpy(index)] = some
         given = case.student, case.examples, state.banks, (logits,), case.plan
         built = state.masks, experiment.build_objective(case.args, task), state.optimizer
         self.steps = loop.train(*given, *built, state.progress, self.precision)

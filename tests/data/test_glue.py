@@ -49,7 +49,7 @@ MANY = b"\n1\t2\t3\ta\tb\t0" * 199
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("end, bom", [("\n", b""), ("\r\n", b"\xef\xbb\xbf")])
-def test_official_files(tmp_path, task, end, bom):
+def test_official_files_are_read(tmp_path, task, end, bom):
     lines, first, second, labels = ROWS[task]
     path = tmp_path / "train.tsv"
     path.write_bytes(bom + end.join([*([HEADERS[task]] if HEADERS[task] else []), *lines, ""]).encode())
@@ -69,7 +69,7 @@ LEGAL = {
 
 
 @pytest.mark.parametrize("first, second", LEGAL.values(), ids=LEGAL)
-def test_legal_texts(tmp_path, first, second):
+def test_legal_texts_are_read_unchanged(tmp_path, first, second):
     path = tmp_path / "dev.tsv"
     path.write_bytes(QQP + f"\n1\t2\t3\t{first}\t{second}\t1\n1\t2\t3\tx\ty\t0".encode())
     rows = read("qqp", path)
@@ -132,7 +132,7 @@ def test_bad_content_is_refused_in_one_line(tmp_path, task, content, expected):
     assert len(message.splitlines()) == 1 and len(message) < len(str(path)) + 200
 
 
-def test_what_is_no_file_is_refused(tmp_path):
+def test_a_path_that_is_no_file_is_refused(tmp_path):
     os.symlink(tmp_path / "loop", tmp_path / "loop")
     os.symlink(tmp_path / "nowhere", tmp_path / "dangling")
     (tmp_path / "file").touch()
@@ -223,7 +223,7 @@ def random_text(rng: random.Random, longest: int) -> str:
 
 @pytest.mark.parametrize("length", [4, 11, 12, 128])
 @pytest.mark.parametrize("pair", [False, True])
-def test_encode_is_the_tokenizer_example_by_example(tmp_path, tokenizer, length, pair):
+def test_tokenise_equals_the_tokenizer_example_by_example(tmp_path, tokenizer, length, pair):
     rng = random.Random(length)
     texts = [[random_text(rng, 12) for _ in range(60)] for _ in range(1 + pair)]
     rows = Rows("here", *texts, *([] if pair else [None]), [i % 2 for i in range(60)])
@@ -237,7 +237,7 @@ def test_encode_is_the_tokenizer_example_by_example(tmp_path, tokenizer, length,
         assert examples.token_type_ids[place].tolist() == plain["token_type_ids"][0]
 
 
-def test_encode_cuts_two_texts_of_a_million_characters(tmp_path, tokenizer):
+def test_tokenise_truncates_two_texts_of_a_million_characters(tmp_path, tokenizer):
     long = " " + "long" * 12 + " "
     rows = Rows("here", ["ab c" + long * 20_000], ["j" + long * 20_000], [2.5])
     examples = tokenise(rows, tokenizer, task="sts-b", max_seq_length=8, cache_dir=tmp_path)
@@ -246,7 +246,7 @@ def test_encode_cuts_two_texts_of_a_million_characters(tmp_path, tokenizer):
     assert examples.labels[0].dtype == torch.float32
 
 
-def test_tokens_are_kept_and_made_anew_when_needed(tmp_path, tokenizer):
+def test_tokens_are_cached_and_remade_when_needed(tmp_path, tokenizer):
     rows = Rows("here", ["a b c", "d"], ["e", "f g"], [0, 1])
 
     def calls(rows=rows, length=8, **options) -> int:

@@ -118,7 +118,7 @@ def test_single_bad_questions_are_noted_and_left_out_of_training_only(tmp_path, 
     assert set(evaluated.question.tolist()) == set(range(6)) and not evaluated.skipped
 
 
-def test_empty_passage_and_answer_without_token(tmp_path, tokenizer):
+def test_empty_passages_and_answers_without_token_are_left_out(tmp_path, tokenizer):
     noted = read(write(tmp_path / "a.json", entry(answers=[("", 0)]), passage=""), version_2=False)
     assert noted.notes == [("q", "the passage is empty")]
     blank = read(write(tmp_path / "b.json", entry(answers=[("\u200b", 1)]), passage="a\u200bb"), version_2=False)
@@ -233,7 +233,7 @@ def test_the_hub_layout_gives_the_same_questions(tmp_path):
 # ---------------------------------------------------------------- windows
 
 
-def test_lengths_that_leave_no_room():
+def test_lengths_that_leave_no_room_are_refused():
     check_lengths(max_seq_length=195, doc_stride=128, max_query_length=64)
     with pytest.raises(InputError, match=r"--max_query_length 64 \+ --doc_stride 128 .* --max_seq_length 194"):
         check_lengths(max_seq_length=194, doc_stride=128, max_query_length=64)
@@ -266,34 +266,34 @@ def naive_windows(question, tokenizer, max_seq_length, doc_stride, max_query_len
     ("most", "lengths"),  # the wide windows differ by more than 100 tokens, which changes the one of most context
     [(60, LENGTHS), (500, {"max_seq_length": 300, "doc_stride": 250, "max_query_length": 2})],
 )
-def test_windows_are_those_of_the_released_loop(tmp_path, tokenizer, most, lengths):
+def test_windows_equal_the_released_loops(tmp_path, tokenizer, most, lengths):
     questions = random_questions(0, most=most)
-    cut = windows(questions, tokenizer, training=False, cache_dir=tmp_path, **lengths)
+    made = windows(questions, tokenizer, training=False, cache_dir=tmp_path, **lengths)
     expected = [(i, *w) for i, question in enumerate(questions) for w in naive_windows(question, tokenizer, **lengths)]
-    offsets = cut.examples.offsets
-    assert cut.question.tolist() == [i for i, *_ in expected] and len(expected) > 2 * len(questions)
+    offsets = made.examples.offsets
+    assert made.question.tolist() == [i for i, *_ in expected] and len(expected) > 2 * len(questions)
     for number, (_, ids, chars, best) in enumerate(expected):
         tokens = slice(offsets[number], offsets[number + 1])
-        assert cut.examples.input_ids[tokens].tolist() == ids and len(ids) <= lengths["max_seq_length"]
-        located = zip(cut.char_start[tokens].tolist(), cut.char_end[tokens].tolist(), strict=True)
+        assert made.examples.input_ids[tokens].tolist() == ids and len(ids) <= lengths["max_seq_length"]
+        located = zip(made.char_start[tokens].tolist(), made.char_end[tokens].tolist(), strict=True)
         assert [None if pair == (-1, -1) else pair for pair in located] == chars
-        assert cut.max_context[tokens].tolist() == best
+        assert made.max_context[tokens].tolist() == best
         first_separator = ids.index(3)
-        assert cut.examples.token_type_ids[tokens].tolist() == [int(i > first_separator) for i in range(len(ids))]
+        assert made.examples.token_type_ids[tokens].tolist() == [int(i > first_separator) for i in range(len(ids))]
     for i, question in enumerate(questions):  # every passage token once, in the window of most context
-        of_question = np.repeat(cut.question, cut.examples.lengths) == i
+        of_question = np.repeat(made.question, made.examples.lengths) == i
         passage = tokenizer(question.passage, add_special_tokens=False)["input_ids"]
-        assert cut.max_context[of_question].sum() == len(passage)
+        assert made.max_context[of_question].sum() == len(passage)
 
 
 def test_labels_decode_to_the_answer_or_point_at_cls(tmp_path, tokenizer):
     questions = random_questions(2)
-    cut = windows(questions, tokenizer, training=True, cache_dir=tmp_path, **LENGTHS)
-    offsets, found = cut.examples.offsets, set()
-    for number, (start, end) in enumerate(zip(*(labels.tolist() for labels in cut.examples.labels), strict=True)):
-        question = questions[cut.question[number]]
+    made = windows(questions, tokenizer, training=True, cache_dir=tmp_path, **LENGTHS)
+    offsets, found = made.examples.offsets, set()
+    for number, (start, end) in enumerate(zip(*(labels.tolist() for labels in made.examples.labels), strict=True)):
+        question = questions[made.question[number]]
         tokens = slice(offsets[number], offsets[number + 1])
-        char_start, char_end = cut.char_start[tokens], cut.char_end[tokens]
+        char_start, char_end = made.char_start[tokens], made.char_end[tokens]
         answer_start, answer_end = question.starts[0], question.starts[0] + len(question.answers[0])
         whole = answer_start in char_start and answer_end in char_end
         assert (start > 0) == whole and (end > 0) == whole
@@ -303,7 +303,7 @@ def test_labels_decode_to_the_answer_or_point_at_cls(tmp_path, tokenizer):
     assert len(found) == len(questions)
 
 
-def test_the_cache_knows_what_windows_depend_on(tmp_path, tokenizer, monkeypatch):
+def test_cached_windows_are_remade_when_anything_they_depend_on_changes(tmp_path, tokenizer, monkeypatch):
     questions = random_questions(3, count=2)
 
     def files(questions=questions, training=True, **changes):
@@ -325,21 +325,21 @@ def test_the_cache_knows_what_windows_depend_on(tmp_path, tokenizer, monkeypatch
 # ---------------------------------------------------------------- answers
 
 
-def naive_predict(cut, starts, ends, n_best_size, max_answer_length, version_2, threshold):
+def naive_predict(made, starts, ends, n_best_size, max_answer_length, version_2, threshold):
     """One question, one window, one pair at a time."""
-    offsets, predictions, nbest, null_odds = cut.examples.offsets, {}, {}, {}
-    for i, question in enumerate(cut.questions):
+    offsets, predictions, nbest, null_odds = made.examples.offsets, {}, {}, {}
+    for i, question in enumerate(made.questions):
         spans, nulls = [], []
-        for w in np.flatnonzero(cut.question == i):
+        for w in np.flatnonzero(made.question == i):
             tokens = range(offsets[w], offsets[w + 1])
             nulls.append((float(starts[tokens[0]]), float(ends[tokens[0]])))
             best_starts = sorted(tokens, key=lambda t: -starts[t])[:n_best_size]
             best_ends = sorted(tokens, key=lambda t: -ends[t])[:n_best_size]
             for first in best_starts:
                 for last in best_ends:
-                    inside = cut.char_start[first] >= 0 and cut.char_start[last] >= 0
-                    if inside and cut.max_context[first] and first <= last < first + max_answer_length:
-                        text = question.passage[cut.char_start[first] : cut.char_end[last]]
+                    inside = made.char_start[first] >= 0 and made.char_start[last] >= 0
+                    if inside and made.max_context[first] and first <= last < first + max_answer_length:
+                        text = question.passage[made.char_start[first] : made.char_end[last]]
                         spans.append((text, float(starts[first]), float(ends[last])))
         null = ("", *min(nulls, key=sum))
         best = max(spans, key=lambda span: span[1] + span[2], default=("", 0.0, 0.0))
@@ -360,13 +360,13 @@ def naive_predict(cut, starts, ends, n_best_size, max_answer_length, version_2, 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("version_2", [False, True])
 @pytest.mark.parametrize("n_best_size", [1, 4, 20, 40])
-def test_answers_are_those_of_a_naive_search(folder, tokenizer, monkeypatch, seed, version_2, n_best_size):
+def test_answers_equal_a_naive_search(folder, tokenizer, monkeypatch, seed, version_2, n_best_size):
     monkeypatch.setattr("emmental.data.squad_metrics.CHUNK", 5)
-    cut = windows(random_questions(seed), tokenizer, training=False, cache_dir=folder, **LENGTHS)
+    made = windows(random_questions(seed), tokenizer, training=False, cache_dir=folder, **LENGTHS)
     rng = np.random.default_rng(seed)
-    starts, ends = rng.integers(-4, 4, (2, len(cut.char_start))).astype(np.float32)  # integers: many ties
+    starts, ends = rng.integers(-4, 4, (2, len(made.char_start))).astype(np.float32)  # integers: many ties
     predictions, nbest, null_odds = predict(
-        cut,
+        made,
         starts,
         ends,
         n_best_size=n_best_size,
@@ -374,7 +374,7 @@ def test_answers_are_those_of_a_naive_search(folder, tokenizer, monkeypatch, see
         version_2=version_2,
         null_score_diff_threshold=1,
     )
-    expected = naive_predict(cut, starts, ends, n_best_size, 7, version_2, 1)
+    expected = naive_predict(made, starts, ends, n_best_size, 7, version_2, 1)
     assert (predictions, null_odds) == (expected[0], expected[2])
     assert any(predictions.values())
     for identity, entries in expected[1].items():
@@ -385,15 +385,15 @@ def test_answers_are_those_of_a_naive_search(folder, tokenizer, monkeypatch, see
 
 def test_the_answer_is_a_piece_of_the_original_passage(tmp_path, tokenizer):
     questions = Questions("one", [Question("q", "where", PASSAGE, ("Mill of Zürich",), (8,))])
-    cut = windows(questions, tokenizer, training=True, cache_dir=tmp_path, **LENGTHS)
-    logits = np.zeros((2, len(cut.char_start)), dtype=np.float32)
-    for row, labels in zip(logits, cut.examples.labels, strict=True):
-        row[cut.examples.offsets[:-1] + labels.numpy()] = 5.0
-    assert predict(cut, *logits)[0] == {"q": "Mill of Zürich"}
-    assert predict(cut, *logits, max_answer_length=2)[0]["q"] != "Mill of Zürich"
+    made = windows(questions, tokenizer, training=True, cache_dir=tmp_path, **LENGTHS)
+    logits = np.zeros((2, len(made.char_start)), dtype=np.float32)
+    for row, labels in zip(logits, made.examples.labels, strict=True):
+        row[made.examples.offsets[:-1] + labels.numpy()] = 5.0
+    assert predict(made, *logits)[0] == {"q": "Mill of Zürich"}
+    assert predict(made, *logits, max_answer_length=2)[0]["q"] != "Mill of Zürich"
 
 
-def test_files_hold_what_was_predicted(tmp_path):
+def test_prediction_files_hold_the_predictions(tmp_path):
     save(tmp_path / "out", "", {"q": "Zürich"}, {"q": [{"text": "Zürich", "probability": 1.0}]})
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         "nbest_predictions_.json",
@@ -447,7 +447,7 @@ def test_official_scores_of_version_2():
     )
 
 
-def test_the_best_threshold_is_that_of_an_exhaustive_search():
+def test_best_threshold_equals_an_exhaustive_search():
     rng = random.Random(0)
     questions = asked(*[("mill",) if rng.random() < 0.6 else () for _ in range(40)])
     predictions = {question.id: rng.choice(["mill", "old mill", "x", ""]) for question in questions}

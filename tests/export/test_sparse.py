@@ -67,7 +67,7 @@ def test_unpacking_restores_every_weight(shape, density, dtype):
 
 
 @pytest.mark.parametrize("zeros", [0, 1, 254, 255, 256, 509, 510, 511, 765, 2000])
-def test_gaps_longer_than_a_byte(zeros):
+def test_gaps_longer_than_a_byte_are_restored(zeros):
     weight = torch.zeros(1, 4096)
     weight[0, [zeros, 2 * zeros + 1]] = torch.tensor([1.0, 2.0])
     tensors, header = pack({NAME: weight})
@@ -83,7 +83,7 @@ def test_the_smaller_index_is_taken():
         assert header["tensors"][NAME]["index"] == index
 
 
-def test_unusual_values():
+def test_nan_infinity_and_tiny_values_are_restored():
     """NaN and infinity are kept, a zero loses its sign, a value that float16 rounds to zero is not kept."""
     weight = torch.tensor([[float("nan"), float("inf"), -0.0, 1e-9] + [0.0] * 60])
     tensors, header = pack({NAME: weight}, "float16")
@@ -94,7 +94,7 @@ def test_unusual_values():
         pack({NAME: torch.full((2, 2), 1e5)}, "float16")
 
 
-def test_sizes_at_97_percent():
+def test_sizes_at_97_percent_sparsity():
     torch.manual_seed(0)
     layer = {"attention.self.query": (768, 768), "intermediate.dense": (3072, 768), "output.dense": (768, 3072)}
     state = {"bert.embeddings.word_embeddings.weight": torch.randn(100, 768), "classifier.weight": torch.randn(2, 768)}
@@ -231,7 +231,7 @@ def test_compacting_keeps_the_logits(tmp_path):
     torch.testing.assert_close(load_sparse(tmp_path)(**batch).logits, want, atol=1e-5, rtol=0)
 
 
-def test_compacting_an_empty_and_a_full_encoder():
+def test_compacting_empty_and_full_encoders():
     model = pruned(density=0.0)
     assert compact(model.state_dict(), model.config.to_dict())[1]["intermediate_size"] == 1
     state, config = pruned(density=1.0).state_dict(), model.config.to_dict()
@@ -249,8 +249,8 @@ def test_what_no_plain_bert_can_leave_out_is_packed(tmp_path, idle, form):
     for layer in idle:
         model.bert.encoder.layer[layer].output.dense.mask_scores.data[:, :26] -= 100
     set_threshold(model, 0.5)
-    told = save_folded(model, tmp_path, tmp_path / "folded", "dense", "float32", compacted=True)
-    assert ("idle neurons by layer: [26, 0]" in told) == (form == "sparse")
+    report = save_folded(model, tmp_path, tmp_path / "folded", "dense", "float32", compacted=True)
+    assert ("idle neurons by layer: [26, 0]" in report) == (form == "sparse")
     assert (tmp_path / "folded" / FILE).exists() == (form == "sparse")
     batch = batch_of([5, 12], 12)
     with torch.no_grad():

@@ -90,13 +90,13 @@ def assert_same(model: torch.nn.Module, batch: dict) -> None:
     st.lists(st.one_of(st.integers(1, LENGTH), st.sampled_from([1, LENGTH])), min_size=1, max_size=5),
     st.integers(0, 2**31),
 )
-def test_packed_is_padded(which, lengths, seed):
+def test_packed_equals_padded(which, lengths, seed):
     assert_same(MODELS[which], texts(lengths, seed))
 
 
 @pytest.mark.parametrize("which", MODELS, ids=lambda which: f"{which[0].__name__[13:]}-{which[1]}-{which[2]}")
 @pytest.mark.parametrize("lengths", [[5, LENGTH, 1], [LENGTH, LENGTH], [1]], ids=str)
-def test_every_method(which, lengths):
+def test_packed_equals_padded_for_every_method(which, lengths):
     assert_same(MODELS[which], texts(lengths))
 
 
@@ -118,7 +118,7 @@ def test_a_row_of_padding_stays_finite_and_alone(kind, alignrep, packing):
 
 @pytest.mark.parametrize("packing", [True, False])
 @pytest.mark.parametrize("kind", BOTH)
-def test_padding_never_matters(kind, packing):
+def test_padding_changes_nothing(kind, packing):
     """Neither its tokens nor its amount: the longest text decides how far a batch is padded."""
     model = MODELS[kind, "topK", "mean-pooling"]
     lengths = [4, 6, 1]
@@ -135,14 +135,14 @@ def test_padding_never_matters(kind, packing):
                 torch.testing.assert_close(ours[name], theirs[name], atol=2e-5, rtol=1e-5)
 
 
-def test_one_group_as_on_a_gpu_is_padded_too(monkeypatch):
+def test_one_group_as_on_a_gpu_equals_padded(monkeypatch):
     monkeypatch.setattr("emmental.model.packing.GROUPS", 1)
     for which in MODELS:
         assert_same(MODELS[which], texts([5, LENGTH, 1]))
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
-def test_a_mask_may_be_of_another_type(dtype):
+def test_attention_masks_of_any_type_give_the_same(dtype):
     model, batch = MODELS[BOTH[0], "topK", "cls"], texts([5, LENGTH, 1])
     for packing in (True, False):
         set_packing(model, packing)
@@ -200,7 +200,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean(p):
     assert torch.equal(dropout(x, p), y)
 
 
-def test_dropout_without_packing_is_torchs_own():
+def test_dropout_without_packing_equals_torchs():
     layer, x = Dropout(0.1), torch.ones(100)
     for packing in (True, False):
         set_packing(layer, packing)
@@ -215,7 +215,7 @@ def test_dropout_of_none_and_of_all(p, kept):
     assert torch.equal(dropout(torch.ones(3, 5), p), torch.full((3, 5), kept))
 
 
-def test_attention_with_dropout_is_torchs_on_average():
+def test_attention_with_dropout_equals_torchs_on_average():
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 2, 2, 5, 4)
     keys = torch.ones(2, 1, 1, 5, dtype=torch.bool)

@@ -64,7 +64,7 @@ A_COUNTS, B_SETTINGS = (json.loads((HERE / f"{name}.json").read_text()) for name
 
 
 @pytest.mark.parametrize("key", [key for key in A if key.startswith(("topk/", "magnitude/"))])
-def test_ranked_mask(key):
+def test_ranked_masks_equal_the_recorded(key):
     method, name, threshold = key.split("/")
     scores = A[f"S/{name}"]
     binarizer = emmental.TopKBinarizer if method == "topk" else emmental.MagnitudeBinarizer
@@ -79,7 +79,7 @@ def test_ranked_mask(key):
 
 
 @pytest.mark.parametrize("key", [key for key in A if key.startswith("threshold/")])
-def test_threshold_mask(key):
+def test_threshold_masks_equal_the_recorded(key):
     _, name, threshold, sigmoid = key.split("/")
     scores, record = A[f"S/{name}"], A_COUNTS[key]
     mask = emmental.ThresholdBinarizer.apply(scores, float(threshold), sigmoid == "sigmoid=True")
@@ -96,7 +96,7 @@ LINEAR = sorted({tuple(key.split("/")[1:3]) for key in A if re.match("linear/.*/
 
 
 @pytest.mark.parametrize(("method", "threshold"), LINEAR)
-def test_masked_linear(method, threshold):
+def test_masked_linear_equals_the_recorded(method, threshold):
     given, expected = below(A, "linear/"), below(A, f"linear/{method}/{threshold}/")
     linear = emmental.MaskedLinear(12, 9, pruning_method=method).eval()
     state = {"weight": given["W"], "bias": given["b"]}
@@ -124,7 +124,7 @@ def test_linear_covers_all_methods():
 
 
 @pytest.mark.parametrize("setting", sorted({key.split("/")[0] for key in B}))
-def test_schedule(setting):
+def test_schedule_equals_the_recorded(setting):
     steps = B[f"{setting}/step"].tolist()
     values = [schedule_threshold(step, **B_SETTINGS[setting]["params"]) for step in steps]
     threshold, regu_lambda = (torch.tensor(column, dtype=torch.float64) for column in zip(*values, strict=True))
@@ -134,7 +134,7 @@ def test_schedule(setting):
 
 @pytest.mark.parametrize("mode", ["l1", "l0"])
 @pytest.mark.parametrize("std", ["std0.0", "std1.0", "std4.0"])
-def test_regularization(std, mode):
+def test_penalty_equals_the_recorded(std, mode):
     model = tiny(below(D, "weights/seq2/"), "sigmoied_threshold")
     scores = {name: value for name, value in below(C, f"{std}/").items() if name.endswith("mask_scores")}
     assert not model.load_state_dict(scores, strict=False).unexpected_keys and len(scores) == 12
@@ -167,7 +167,7 @@ def hidden_states(model: torch.nn.Module, batch: dict) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize(("kind", "method", "threshold"), FORWARDS)
-def test_forward(kind, method, threshold, packing):
+def test_forward_equals_the_recorded(kind, method, threshold, packing):
     expected, batch = below(D, f"{kind}/{method}/{threshold}/"), inputs(D)
     real = batch["attention_mask"].bool()
     model = tiny(below(D, f"weights/{kind}/"), method)
@@ -220,7 +220,7 @@ def test_contrastive_cases_are_all_there():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_contrastive(case):
+def test_contrastive_loss_equals_the_recorded(case):
     _, classes, alignrep, name, _, term = case.split("/")
     expected = below(E, f"{case}/")
     labels = E["labels_bank_3class" if classes == "3class" else "labels_bank"]
@@ -249,7 +249,7 @@ FULL_WEIGHTS = {"seq": (0.1, 10.0), "qa": (0.1, 0.0)}
 
 # the recorded question-answering losses count padding, which packing leaves out
 @pytest.mark.parametrize(("kind", "packing"), [("seq", False), ("seq", True), ("qa", False)])
-def test_whole_step(kind, packing):
+def test_gradients_of_a_step_equal_the_recorded(kind, packing):
     case, index = below(E, f"full/{kind}/"), E["idx"]
     model = tiny(below(case, "weights/"), "topK").train()
     set_packing(model, packing)
@@ -373,7 +373,7 @@ TRAJECTORIES = [
 
 
 @pytest.mark.parametrize(("name", "packing"), TRAJECTORIES)
-def test_trajectory(name, packing):
+def test_training_follows_the_recorded_run(name, packing):
     run = Run(name, packing)
     threshold = run.args["initial_threshold"]
     for t in range(run.total):
@@ -405,7 +405,7 @@ def test_trajectory(name, packing):
 
 
 @pytest.mark.parametrize("decay", ["0.0", "0.01"])
-def test_optimizer(decay):
+def test_optimizer_equals_transformers_adamw(decay):
     recorded = load("g_adamw_hf")
     model = torch.nn.ParameterDict({"matrix": recorded["p0"].clone()})
     optimizer = Optimizer(

@@ -21,7 +21,7 @@ def counted(layers: int) -> Count:
 
 
 @pytest.mark.parametrize("layers", [1, 12, 24])
-def test_heat_map(layers):
+def test_heat_map_shows_every_matrix_share(layers):
     matplotlib.use("agg")
     figure = heat_map(counted(layers))
     figure.savefig("/dev/null", format="png")

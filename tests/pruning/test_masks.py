@@ -93,7 +93,7 @@ rows = st.one_of(
 
 @settings(max_examples=150, deadline=None)
 @given(rows, st.data())
-def test_top_mask_is_a_full_sorts(row, data):
+def test_top_mask_equals_a_full_sort(row, data):
     kept = data.draw(st.integers(0, len(row)))
     values, expected = torch.tensor([row]), [largest(row, kept)]
     assert top_mask(values, kept).tolist() == expected
@@ -110,7 +110,7 @@ def test_top_mask_takes_rows_apart_at_every_count():
 
 @settings(max_examples=150, deadline=None)
 @given(rows, st.data())
-def test_kth_largest_is_a_sorts(row, data):
+def test_kth_largest_equals_a_sort(row, data):
     k = data.draw(st.integers(1, len(row)))
     values = torch.tensor(row)
     expected = sorted(values.tolist(), reverse=True)[k - 1]
@@ -118,7 +118,7 @@ def test_kth_largest_is_a_sorts(row, data):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_kth_largest_in_half_precision(dtype):
+def test_kth_largest_is_exact_in_half_precision(dtype):
     values = torch.randn(100).to(dtype)
     for k in (1, 17, 100):
         assert kth_largest(elsewhere(values), k) == sorted(values.tolist(), reverse=True)[k - 1]
@@ -132,7 +132,7 @@ def test_kth_largest_in_half_precision(dtype):
     st.booleans(),
     st.sampled_from([0.0, 0.1, 0.5, 0.99]),
 )
-def test_threshold_keeps_what_exceeds_it_or_the_floor(size, seed, content, sigmoid, threshold):
+def test_threshold_keeps_what_exceeds_it_or_the_minimum(size, seed, content, sigmoid, threshold):
     scores = torch.randn(size, generator=torch.Generator().manual_seed(seed))
     scores = {"normal": scores, "tied": scores.round(), "equal": scores * 0, "low": scores - 20}[content]
     compared = scores.sigmoid() if sigmoid else scores
@@ -223,7 +223,7 @@ def test_straight_through_gradient_reaches_masked_weights_scores():
     assert int((linear.mask_scores.grad != 0).sum()) == 30 and int((linear.weight.grad != 0).sum()) == 6
 
 
-def test_one_cut_for_all_matrices():
+def test_global_cut_is_the_released_rank_of_all_scores():
     model = masked("threshold")
     scores = torch.cat([linear.mask_scores.flatten() for linear in masked_linears(model).values()])
     assert global_cut(model, 1.0) < scores.min()  # nothing is pruned

@@ -23,13 +23,13 @@ def two_matrices(method="sigmoied_threshold"):
 
 @pytest.mark.parametrize("method", ["sigmoied_threshold", "threshold"])
 @pytest.mark.parametrize("target", [0.5, 0.8, 0.9, 0.95, 0.97])
-def test_the_calibrated_threshold_keeps_exactly_what_was_asked(method, target):
+def test_calibrated_threshold_keeps_exactly_the_target(method, target):
     model = two_matrices(method)
     set_threshold(model, calibrated_threshold(model, target))
     assert sum(kept_weights(linear) for linear in model) == round(3900 * (1 - target))
 
 
-def test_the_score_of_a_threshold_is_where_its_sigmoid_is():
+def test_score_at_inverts_the_sigmoid():
     score = score_at(0.1, METHODS["sigmoied_threshold"])
     assert torch.tensor(score).sigmoid().item() == pytest.approx(0.1)
     assert score_at(-3.0, METHODS["threshold"]) == -3.0
@@ -67,28 +67,28 @@ def simulated(start_lambda: float, target: float, steps: int, strength: float = 
 
 @pytest.mark.parametrize("target", [0.5, 0.9, 0.97])
 @pytest.mark.parametrize("start_lambda", [30.0, 300.0, 3000.0])
-def test_it_does_not_matter_where_lambda_starts(start_lambda, target):
+def test_target_is_reached_from_any_initial_lambda(start_lambda, target):
     assert simulated(start_lambda, target, 2000) == pytest.approx(100 * (1 - target), abs=2)
 
 
-FAR = pytest.mark.xfail(strict=True, reason="scores that pulls carry far beyond 15 feel no penalty, whatever lambda")
+FAR = pytest.mark.xfail(strict=True, reason="scores that pulls carry far beyond 15 get no penalty, whatever lambda")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("start_lambda", "target", "strength"),
     [
-        # thrice the pulls of a real run: in one of 15,000 steps the topmost per cent began at 0.9, not at 2.8
+        # pulls three times as strong as in a real run: in 15,000 steps its topmost per cent began at 0.9, not at 2.8
         (3000.0, 0.9, 0.3),
         (300.0, 0.97, 0.3),
         (30.0, 0.97, 0.3),
-        # ten times
+        # pulls ten times as strong
         (30.0, 0.5, 1.0),
         pytest.param(3000.0, 0.9, 1.0, marks=FAR),
         pytest.param(300.0, 0.97, 1.0, marks=FAR),
     ],
 )
-def test_nor_how_long_the_run_is(start_lambda, target, strength):
+def test_target_is_reached_in_long_runs(start_lambda, target, strength):
     assert simulated(start_lambda, target, 60_000, strength) == pytest.approx(100 * (1 - target), abs=2)
 
 
@@ -98,7 +98,7 @@ def test_travel_before_the_ramp_does_not_count():
     assert state.get("travel", 0.0) == 0.0
 
 
-def test_calibration_counts_what_the_floor_keeps():
+def test_calibration_counts_the_minimum_kept_of_each_matrix():
     model = two_matrices()
     with torch.no_grad():
         model[0].mask_scores -= 20  # all of what is above any sensible cut is in the other matrix
@@ -108,7 +108,7 @@ def test_calibration_counts_what_the_floor_keeps():
         assert kept_weights(model[0]) >= 13
 
 
-def test_the_state_is_all_that_the_next_step_needs():
+def test_controller_resumes_from_its_state():
     steering = LambdaController(0.9, -2.2, 0, 100)
     travel = 0.06  # of a step, so that scores are looked at in every other one
 
@@ -131,7 +131,7 @@ def test_the_state_is_all_that_the_next_step_needs():
 
 
 @pytest.mark.parametrize("low", [-30.0, 0.0, 8.0, 12.0, 20.0])
-def test_calibration_tells_scores_apart_whose_sigmoids_hardly_differ(low):
+def test_calibration_separates_scores_of_nearly_equal_sigmoids(low):
     model = two_matrices()
     with torch.no_grad():
         for linear in model:

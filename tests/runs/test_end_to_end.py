@@ -96,7 +96,7 @@ def test_evaluation_alone_gives_the_same(world, trained, tmp_path, task, kind):
 
 
 @pytest.mark.parametrize("task, kind", [("mnli", "hard"), ("squad2", "soft")])
-def test_counts_agree(trained, tmp_path, task, kind):
+def test_counts_equal_the_runs_results(trained, tmp_path, task, kind):
     folder, _ = trained(task, kind)
     shown = succeed("counts_parameters.py", "--serialization_dir", folder, "--json", tmp_path / "c.json")
     counted = json.loads((tmp_path / "c.json").read_text())
@@ -132,8 +132,8 @@ def test_the_folded_model_is_a_plain_bert(trained, tmp_path, task, kind):
         config = json.loads((target / "config.json").read_text())
         assert config["model_type"] == "bert" and "pruning_method" not in config
         if form == "dense":
-            model, told = plain.from_pretrained(target, output_loading_info=True)
-            assert not any(told.values()), told
+            model, loading_info = plain.from_pretrained(target, output_loading_info=True)
+            assert not any(loading_info.values()), loading_info
             torch.testing.assert_close(logits(model.eval()), expected, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(logits(load_sparse(target)), expected, rtol=1e-5, atol=1e-5)
 
@@ -185,7 +185,7 @@ OTHER = {
 
 
 @pytest.mark.parametrize("flags", OTHER.values(), ids=OTHER)
-def test_other_methods_and_options(world, trained, tmp_path, flags):
+def test_every_method_and_option_trains_and_evaluates_alike(world, trained, tmp_path, flags):
     command = [*world.command("qqp"), *TRAIN, *world.cap("qqp"), "--num_train_epochs", 2, "--save_steps", 0]
     if "masked_bert" in flags:
         flags = [*flags, "--teacher_name_or_path", trained("qqp", "hard")[0]]
@@ -194,7 +194,7 @@ def test_other_methods_and_options(world, trained, tmp_path, flags):
     assert len(lines) == 8 and not (tmp_path / "banks").exists() and not list(tmp_path.glob("checkpoint-*"))
     if {"topK", "--global_topk", "magnitude", "--target_sparsity"} & set(flags):
         assert results["remaining_weights"] == pytest.approx(10, abs=0.1)
-    if "--target_sparsity" in flags:  # in eight steps scores hardly move, so lambda is pushed, and that is told
+    if "--target_sparsity" in flags:  # in eight steps scores hardly move, so lambda is pushed, and a warning says so
         _, usual = zip(*(schedule_threshold(i, 8, 1, 0, 0.1, 1, 1, 10) for i in range(8)), strict=True)
         assert all(line["lambda"] > value for line, value in zip(lines[2:], usual[2:], strict=True))
         before = results["remaining_weights_before_calibration"]
@@ -227,7 +227,7 @@ LENGTHS = {  # 26 rows in batches of 8 are 4 batches an epoch
 
 
 @pytest.mark.parametrize("flags, steps", LENGTHS.values(), ids=LENGTHS)
-def test_the_length_of_a_run(world, tmp_path, flags, steps):
+def test_a_run_has_the_asked_number_of_steps(world, tmp_path, flags, steps):
     succeed(*world.command("qqp"), *TRAIN, *HARD, "--save_steps", 1, *flags, "--output_dir", tmp_path)
     lines = log(tmp_path)
     assert [line["step"] for line in lines] == list(range(1, steps + 1))
@@ -239,7 +239,7 @@ def test_the_length_of_a_run(world, tmp_path, flags, steps):
 
 
 @pytest.mark.parametrize("task", ["qqp", "squad1"])
-def test_evaluation_on_the_way_and_of_all_checkpoints(world, tmp_path, task):
+def test_evaluations_on_the_way_equal_those_of_checkpoints(world, tmp_path, task):
     flags = ["--evaluate_during_training", "--logging_steps", 2, "--save_steps", 4, "--eval_all_checkpoints"]
     succeed(*world.command(task), *TRAIN, *SOFT, *flags, "--max_steps", 8, "--output_dir", tmp_path)
     lines, results = log(tmp_path, "eval/"), result(tmp_path)
@@ -262,7 +262,7 @@ def test_a_run_repeats_bit_for_bit(world, tmp_path, task, flags):
     assert log(tmp_path / "a") == log(tmp_path / "b") and result(tmp_path / "a") == result(tmp_path / "b")
 
 
-def test_a_folder_is_written_over_without_a_trace(world, tmp_path):
+def test_overwriting_leaves_nothing_of_the_earlier_run(world, tmp_path):
     """--overwrite_output_dir: no checkpoint, bank or log line of the run before is left to be taken for a new one's."""
     command = [*world.command("qqp"), *TRAIN, *HARD, "--output_dir", tmp_path]
     succeed(*command, *world.cap("qqp"))
@@ -280,8 +280,8 @@ def test_training_on_from_a_model_of_other_labels(world, trained, tmp_path):
     for kind, flags in (("masked", HARD), ("dense", ["--model_type", "bert"])):
         out = tmp_path / kind
         ran = succeed(*world.command("qqp", folder), *TRAIN, *flags, "--output_dir", out)
-        told = [line for line in ran.out.splitlines() if "new head" in line]
-        assert told == [f"{folder}: training starts with a new head: the model has 3 labels, the task 2"]
+        messages = [line for line in ran.out.splitlines() if "new head" in line]
+        assert messages == [f"{folder}: training starts with a new head: the model has 3 labels, the task 2"]
         assert load_file(out / "model.safetensors")["classifier.weight"].shape == (2, 32)
         assert json.loads((out / "config.json").read_text())["id2label"] == {"0": "0", "1": "1"}
     ran = succeed(*world.command("sts-b", folder), *TRAIN, *HARD, "--output_dir", tmp_path / "regression")

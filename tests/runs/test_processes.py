@@ -59,9 +59,9 @@ def still(world, task, flags):
 
 
 def check_same(folder, expected):
-    lines, known = log(folder), log(expected)
-    assert len(lines) == len(known)
-    for line, other in zip(lines, known, strict=True):
+    lines, others = log(folder), log(expected)
+    assert len(lines) == len(others)
+    for line, other in zip(lines, others, strict=True):
         assert line == pytest.approx(other, rel=1e-5, abs=1e-5)
     assert result(folder) == pytest.approx(result(expected), rel=1e-5, abs=1e-5)
 
@@ -69,7 +69,7 @@ def check_same(folder, expected):
 @pytest.mark.parametrize(
     "name, count", [("qqp, topK", 1), *((name, count) for name in CONFIGURATIONS for count in (2, 4))]
 )
-def test_the_numbers_of_one(world, alone, tmp_path, name, count):
+def test_losses_equal_single_process(world, alone, tmp_path, name, count):
     command = still(world, *CONFIGURATIONS[name])
     expected = alone(command)
     answers = run(command, count, tmp_path)
@@ -80,7 +80,7 @@ def test_the_numbers_of_one(world, alone, tmp_path, name, count):
 
 
 @pytest.mark.parametrize("before, after", [(1, 2), (2, 1), (4, 2)])
-def test_resumed_with_another_number(world, alone, tmp_path, before, after):
+def test_resume_with_another_number_of_processes_gives_the_same(world, alone, tmp_path, before, after):
     """A signal to one process stops them all at the same step."""
     command = still(world, "qqp", HARD)
     expected = alone(command)
@@ -92,7 +92,7 @@ def test_resumed_with_another_number(world, alone, tmp_path, before, after):
     check_same(tmp_path, expected)
 
 
-def test_resumed_bit_for_bit_with_dropout(world, tmp_path):
+def test_two_processes_resume_bit_for_bit_with_dropout(world, tmp_path):
     """Each of two processes goes on from its own random state."""
     command = [*world.command("qqp"), *TRAIN, *world.cap("qqp"), *SOFT, "--snapshot_mode", "eval"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -104,7 +104,7 @@ def test_resumed_bit_for_bit_with_dropout(world, tmp_path):
     assert result(whole) == result(parts) and log(whole) == log(parts)
 
 
-def test_evaluation_alone(world, alone, tmp_path):
+def test_evaluation_with_more_processes_than_batches_gives_the_same(world, alone, tmp_path):
     """More processes than batches: the dev set is one batch, which one process evaluates."""
     trained = alone(still(world, "qqp", HARD))
     command = [*world.command("qqp", trained), "--do_eval"]
@@ -112,7 +112,7 @@ def test_evaluation_alone(world, alone, tmp_path):
     assert result(tmp_path) == pytest.approx(result(trained), rel=1e-5)
 
 
-def test_one_that_dies_ends_the_others(world, tmp_path):
+def test_a_process_that_dies_ends_the_others(world, tmp_path):
     """Without torchrun's help, by the closed connection."""
     begun = time.monotonic()
     command = still(world, "qqp", HARD)
@@ -124,14 +124,14 @@ def test_one_that_dies_ends_the_others(world, tmp_path):
     assert [answer.code for answer in went_on] == [0, 0]
 
 
-def test_a_full_disk_ends_all(world, tmp_path):
+def test_a_full_disk_ends_all_processes(world, tmp_path):
     answers = run(still(world, "qqp", HARD), 2, tmp_path, {0: ("limit_file_size", 200_000)})
     assert answers[0].code == 2 and "error: [process 0]" in answers[0].err and "could not be written" in answers[0].err
     assert answers[1].code != 0 and not list(tmp_path.glob("checkpoint-*"))
 
 
 @pytest.mark.slow
-def test_torchrun(world, alone, tmp_path):
+def test_torchrun_gives_the_same_and_names_the_failing_process(world, alone, tmp_path):
     """The real launcher: the same numbers, and the message of the process whose data are missing, within seconds."""
     command = still(world, "qqp", HARD)
     script, *flags = map(str, [*command, "--per_gpu_train_batch_size", 4, "--output_dir"])

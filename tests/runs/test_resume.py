@@ -55,13 +55,13 @@ def commands(world):
 
 # in the second epoch: inside an encoding pass (its forward, its end, its file), and in the course of a save
 PLACES = [
-    *[("encode_epoch.<locals>.compute", 1), ("Bank.add", 1), ("whole", 2), ("digest", 3)],
-    *[("save", 2), ("optimizer_tensors", 2), ("sync", 8), ("prune", 1)],
+    *[("encode_epoch.<locals>.compute", 1), ("Bank.add", 1), ("atomic_write", 2), ("digest", 3)],
+    *[("save", 2), ("optimizer_tensors", 2), ("sync", 8), ("remove_old", 1)],
 ]
 
 
 @pytest.mark.parametrize("number", range(8))
-def test_killed_three_times(world, tmp_path, undisturbed, number):
+def test_run_killed_three_times_ends_bit_for_bit_the_same(world, tmp_path, undisturbed, number):
     """In the first third at any instant, in an encoding pass or a save, and in the last step or after it."""
     chance, command = random.Random(number), list(commands(world))[number]
     expected, calls, steps = undisturbed(command)
@@ -78,7 +78,7 @@ def test_killed_three_times(world, tmp_path, undisturbed, number):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(8))
-def test_killed_at_any_instant(world, tmp_path, undisturbed, number):
+def test_run_killed_at_any_instant_ends_bit_for_bit_the_same(world, tmp_path, undisturbed, number):
     """Again and again, each time a random number of calls later, until it gets through."""
     chance, command = random.Random(100 + number), list(commands(world))[number]
     expected, calls, _ = undisturbed(command)
@@ -107,7 +107,7 @@ OTHER = {
 
 
 @pytest.mark.parametrize("flags", OTHER.values(), ids=OTHER)
-def test_asked_to_stop(world, tmp_path, undisturbed, flags):
+def test_a_signal_finishes_the_step_and_saves(world, tmp_path, undisturbed, flags):
     """A signal in the middle of a step, or of an encoding pass: the step is finished, saved, and gone on from."""
     dense = "bert" in flags
     number = signal.SIGTERM if dense or "l0" in flags else signal.SIGINT
@@ -123,7 +123,7 @@ def test_asked_to_stop(world, tmp_path, undisturbed, flags):
     assert outcome(tmp_path) == outcome(expected)
 
 
-def test_asked_to_stop_in_the_last_step(world, tmp_path):
+def test_a_signal_in_the_last_step_leaves_no_result(world, tmp_path):
     command = [*world.command("qqp"), *TRAIN, *HARD, "--max_steps", 5, "--output_dir", tmp_path]
     assert run_script(*command, before=("hit", signal.SIGTERM, "Optimizer.step", 5)).code == 143
     assert not (tmp_path / "result.json").exists()
@@ -131,7 +131,7 @@ def test_asked_to_stop_in_the_last_step(world, tmp_path):
     assert (tmp_path / "result.json").exists() and [line["step"] for line in log(tmp_path)][:5] == [1, 2, 3, 4, 5]
 
 
-def test_asked_to_stop_while_loading_or_evaluating(world, tmp_path):
+def test_a_signal_while_loading_or_evaluating_ends_at_once(world, tmp_path):
     """There is nothing to be saved then: the process just ends."""
     command = [*world.command("qqp"), *TRAIN, *HARD, "--max_steps", 5]
     for place in ("load_student", "target_report"):
@@ -162,8 +162,8 @@ def test_torn_checkpoints_are_named_and_passed_over(finished):
     state.write_text(state.read_text()[:-20])
     (folder / "checkpoint-5.partial").mkdir()
     resumed = succeed(*command, "--output_dir", folder, "--resume_from_checkpoint", "auto", "--save_total_limit", 1)
-    told = [line for line in resumed.err.splitlines() if "passed over" in line]
-    assert [line.split(": passed over, ")[1] for line in told] == [
+    messages = [line for line in resumed.err.splitlines() if "passed over" in line]
+    assert [line.split(": passed over, ")[1] for line in messages] == [
         *("state.json is missing or damaged (JSONDecodeError)", "model.safetensors is damaged"),
         "training_state.safetensors is missing",
     ]
@@ -179,7 +179,7 @@ def test_a_damaged_bank_is_noticed(finished):
     assert outcome(folder) == expected
 
 
-def test_the_step_is_no_part_of_a_name(finished):
+def test_the_step_is_read_from_the_state_not_the_name(finished):
     command, folder, expected = finished
     (folder / "checkpoint-6").rename(folder / "checkpoint-100")
     for name in ("checkpoint-9", "checkpoint-12"):
@@ -188,8 +188,8 @@ def test_the_step_is_no_part_of_a_name(finished):
     assert outcome(folder) == expected
 
 
-def test_going_back_while_later_checkpoints_are_damaged(finished):
-    """However few checkpoints are kept, a complete one stands at any time."""
+def test_a_complete_checkpoint_is_kept_while_later_ones_are_damaged(finished):
+    """However few checkpoints are kept, a complete one is there at any time."""
     command, folder, expected = finished
     for step in (9, 12):
         (folder / f"checkpoint-{step}" / "training_state.safetensors").write_bytes(b"")
@@ -221,7 +221,7 @@ def test_other_arguments_are_refused_by_name(finished, flags, message):
     assert checkpoints(folder) == [3, 6, 9, 12]
 
 
-def test_what_changes_no_number_may_change(finished):
+def test_flags_that_do_not_affect_training_may_change(finished):
     command, folder, expected = finished
     shutil.rmtree(folder / "checkpoint-12")
     flags = ["--save_steps", 0, "--resume_from_checkpoint", folder / "checkpoint-9", "--overwrite_cache"]
@@ -244,12 +244,12 @@ def test_other_models_and_folders_are_refused(world, finished, tmp_path):
 
 
 @pytest.mark.parametrize("size", [1_000, 3_000, 4_000, 20_000, 200_000])
-def test_a_full_disk(finished, tmp_path, size):
+def test_a_full_disk_gives_one_error_line(finished, tmp_path, size):
     """Whatever does not fit (arguments, banks, log, TensorBoard, model, moments): one clear line, and no hanging."""
     command, out = [*finished[0], "--logging_steps", 1, "--save_steps", 9], tmp_path / "out"
     full = run_script(*command, "--output_dir", out, before=("limit_file_size", size), timeout=60)
-    told = [line for line in full.err.splitlines() if "error:" in line]
-    assert full.code == 2 and len(told) == 1 and "File too large" in told[0], full.err
+    messages = [line for line in full.err.splitlines() if "error:" in line]
+    assert full.code == 2 and len(messages) == 1 and "File too large" in messages[0], full.err
     assert "Traceback" not in full.err and not list(tmp_path.rglob("*.partial")) and not checkpoints(out)
 
 
@@ -273,9 +273,9 @@ def test_only_the_newest_checkpoints_are_kept(world, tmp_path):
     assert checkpoints(tmp_path) == [11, 12]
 
 
-def test_a_loss_that_is_no_number(world, tmp_path):
+def test_a_nan_loss_ends_the_run_and_keeps_checkpoints(world, tmp_path):
     flags = ["--learning_rate", 1e30, "--max_grad_norm", 1e30, "--save_steps", 1, "--save_total_limit", 1]
     ended = run_script(*world.command("qqp"), *TRAIN, *HARD, *flags, "--output_dir", tmp_path)
-    told = ended.err.splitlines()[-1]
-    assert ended.code == 2 and "step " in told and "earlier checkpoints are kept" in told, ended.err
+    messages = ended.err.splitlines()[-1]
+    assert ended.code == 2 and "step " in messages and "earlier checkpoints are kept" in messages, ended.err
     assert len(checkpoints(tmp_path)) == 1 and not (tmp_path / "result.json").exists()

@@ -63,7 +63,7 @@ def flags(words: list[str]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("script", OWN)
-def test_published_values(run, script):
+def test_scripts_pass_the_published_values(run, script):
     python, program, *words, gpus = run(script)
     kind = next(kind for kind in BOTH if script in kind)
     assert (python, Path(program).name) == ("python", f"masked_{script[: script.index('_', 4)]}.py")
@@ -101,7 +101,7 @@ def test_further_flags_come_last_and_whole(run, script):
 
 
 @pytest.mark.parametrize("script", OWN)
-def test_several_processes(run, script):
+def test_nproc_starts_torchrun(run, script):
     launcher, *words = run(script, NPROC="2")
     assert launcher == "torchrun"
     processes, program = words[words.index("--nproc_per_node") :][1:3]
@@ -110,7 +110,7 @@ def test_several_processes(run, script):
 
 @pytest.mark.parametrize("script", GLUE)
 @pytest.mark.parametrize("task, flag, value", [("mnli", "steps", "12000"), ("rte", "epochs", "1")])
-def test_warmup_of_other_tasks(run, script, task, flag, value):
+def test_warmup_fits_the_task(run, script, task, flag, value):
     given = flags(run(script, TASK=task))
     assert {name: x for name, x in given.items() if "--warmup" in name} == {f"--warmup_{flag}": value}
     assert given["--teacher_name_or_path"] == f"teacher/{task}"
