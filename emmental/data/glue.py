@@ -151,11 +151,14 @@ def from_hub(task: str, split: str, cache_dir: str | Path | None = None, path: s
     which = {"data_files": {split: f"{config}/{split}-*.parquet"}} if Path(path).is_dir() else {"name": config}
     try:
         table = datasets.load_dataset(path, **which, split=split, cache_dir=cache_dir and str(cache_dir))
-        *texts, labels = (table[name][:] for name in (*(kind.hub_texts or kind.texts), "label"))
+        names = kind.hub_texts or kind.texts
+        *texts, labels = (table[name][:] for name in (*names, "label"))
     except Exception as error:  # datasets, its Hub client and pyarrow share no base class for what may go wrong
         message = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"{source}: {message[:200]}; {advice}") from error
     wrong = [f"row {row} has the label {label!r}" for row, label in enumerate(labels, 1) if not kind.holds(label)]
+    for name, column in zip(names, texts, strict=True):
+        wrong += [f"row {row} has no {name}" for row, text in enumerate(column, 1) if text is None]
     if wrong or not labels:
         raise InputError(f"{source}: {wrong[0] if wrong else 'the set is empty'}; {advice}")
     return Rows(source, *(*texts, None)[:2], labels)

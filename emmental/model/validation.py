@@ -11,13 +11,14 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from emmental.model.heads import CLASSIFIES, check_head, check_order, label_names
+from emmental.model.vocabulary import vocabulary
 from emmental.pruning.methods import METHODS
-from emmental.utils.errors import InputError, print_once
+from emmental.utils.errors import InputError
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 TOKENIZERS = ("tokenizer.json", "vocab.txt")
 TOKENIZER_FILES = (*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-ANSWERS, CLASSIFIES = "QuestionAnswering", "SequenceClassification"  # in the name of an architecture
 
 # what must be a number in a BERT's config, and what it is where the config says nothing
 SIZES = {
@@ -137,6 +138,9 @@ def check_student(
     found = any(os.path.isfile(os.path.join(folder, file)) for file in TOKENIZERS)
     if not found and (os.path.exists(folder) or folder.startswith((".", "/", "~"))):
         raise InputError(f"{flag} {folder}: no tokenizer, it has neither {' nor '.join(TOKENIZERS)}")
+    tokens, embedded = 1 + max((vocabulary(folder) or {"": 0}).values()), config.get("vocab_size", SIZES["vocab_size"])
+    if tokens > embedded:
+        raise InputError(f"{flag} {folder}: its tokenizer has {tokens} tokens, and {config_name or name} {embedded}")
     return config
 
 
@@ -149,22 +153,6 @@ def check_other_config(config_name: str, name: str, config: dict, max_seq_length
         if method and given != method:
             raise InputError(f"--config_name {config_name}: its pruning_method is {given}, and {name} has {method}")
     return other
-
-
-def _vocabulary(folder: str) -> list[str] | None:
-    """The tokens of a tokenizer in the order of their ids; None where there are none to read."""
-    path = Path(folder)
-    try:
-        if not path.is_dir():
-            from huggingface_hub import hf_hub_download  # only for names of the Hub
-
-            path = Path(hf_hub_download(folder, "tokenizer.json")).parent
-        if (path / "tokenizer.json").is_file():
-            vocabulary = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-            return sorted(vocabulary, key=vocabulary.get)
-        return [word.decode() for word in (path / "vocab.txt").read_bytes().split()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the Hub's errors are OSErrors or ValueErrors
-        return None
 
 
 def check_models(args, labels: tuple[str, ...] | None) -> None:
@@ -236,45 +224,7 @@ def check_teacher(
         theirs, ours = teacher.get(key, SIZES[key]), student.get(key, SIZES[key])
         if theirs != ours:
             raise InputError(f"{flag}: {key} {theirs}, and {student_name} has {ours}")
-    theirs, ours = _vocabulary(name), _vocabulary(tokenizer_name)
+    theirs, ours = vocabulary(name), vocabulary(tokenizer_name)
     if theirs and ours and theirs != ours:
         raise InputError(f"{flag}: its vocabulary is another than that of {tokenizer_name}")
     check_head(flag, teacher, labels)
-
-
-def check_head(where: str, config: dict, labels: tuple[str, ...] | None) -> None:
-    """Refuses a model whose head is of another kind, or has other labels, than the task.
-
-    `where` names the flag and the model; `labels` are the task's label names in order, () for a regression, None for a
-    span. Names that cannot be compared are taken as being in the right order, with a line that says so.
-    """
-    kind = ANSWERS if labels is None else CLASSIFIES
-    if kind not in str(config.get("architectures") or kind):
-        wrong = "does not answer questions" if labels is None else "is no sequence classifier"
-        raise InputError(f"{where}: {config['architectures']} {wrong}")
-    if labels is None:
-        return
-    named = label_names(where, config)
-    if len(named) != max(1, len(labels)):
-        raise InputError(f"{where}: {len(named)} labels, and the task has {max(1, len(labels))}")
-    if labels:
-        check_order(where, named, labels)
-
-
-def label_names(where: str, config: dict) -> list[str]:
-    """The names of a classifier's labels, in the order of their ids."""
-    try:
-        names = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
-        return [str(names[key]) for key in sorted(names, key=int)]
-    except (ValueError, TypeError):
-        raise InputError(f"{where}: its config's id2label or num_labels is not as transformers writes it") from None
-
-
-def check_order(where: str, named: list[str], labels: tuple[str, ...]) -> None:
-    """Refuses the task's labels in another order; says so where the names are others."""
-    theirs, ours = ([x.lower() for x in names] for names in (named, labels))
-    if theirs == ours:
-        return
-    if set(theirs) == set(ours):
-        raise InputError(f"{where}: its labels are {named}, in another order than the task's, {list(labels)}")
-    print_once(f"{where}: its labels are named {named}; they are taken as {list(labels)}, in this order")

@@ -179,6 +179,7 @@ def test_from_hub_reads_a_local_folder(tmp_path):
     to_hub(hub, "stsb/train", {"sentence1": ["a"], "sentence2": ["b"], "label": [3.5], "idx": [0]})
     to_hub(hub, "qqp/test", {"question1": ["a"], "question2": ["b"], "label": [-1], "idx": [0]})
     to_hub(hub, "rte/train", {"sentence1": ["a"], "label": [1]})
+    to_hub(hub, "mrpc/train", {"sentence1": ["a", "b"], "sentence2": ["c", None], "label": [1, 0]})
 
     rows = from_hub("mnli", "dev_matched", cache, str(hub))
     assert (rows.first, rows.second, rows.labels) == (["a"], ["b"], [2]) and "validation_matched" in rows.source
@@ -188,6 +189,7 @@ def test_from_hub_reads_a_local_folder(tmp_path):
     for task, split, expected in (
         ("qqp", "test", "row 1 has the label -1"),
         ("rte", "train", "sentence2"),
+        ("mrpc", "train", "row 2 has no sentence2"),
         ("cola", "dev", "cola"),
     ):
         with pytest.raises(InputError, match=expected) as error:
