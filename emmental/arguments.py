@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from emmental.data.batches import Plan
-from emmental.pruning.methods import METHODS, MIN_SHARE_KEPT
-from emmental.utils.errors import InputError
+from emmental.pruning.methods import METHODS, MIN_SHARE_KEPT, Method
+from emmental.utils.errors import InputError, print_once
+from emmental.utils.launch import world_size
 
 START_LAMBDA = 100.0  # where steering starts if --final_lambda is not given
 BANKS = ("pretrained", "finetuned", "snapshots")  # PrC, FiC, SnC
@@ -143,7 +144,10 @@ class TrainingArguments:
         refuse(self.max_steps < 1 and self.max_steps != -1, f"--max_steps {self.max_steps}: at least 1, or -1 for none")
         both = bool(self.warmup_steps and self.warmup_epochs)
         refuse(both, "--warmup_steps and --warmup_epochs: one of them, not both")
-        refuse(self.evaluate_during_training and not self.do_eval, "--evaluate_during_training needs --do_eval")
+        for name in ("evaluate_during_training", "eval_all_checkpoints"):
+            refuse(getattr(self, name) and not self.do_eval, f"--{name} needs --do_eval")
+        never = self.evaluate_during_training and not self.logging_steps
+        refuse(never, "--evaluate_during_training evaluates every --logging_steps, which is 0")
         refuse(self.fp16 and self.bf16, "--fp16 and --bf16: one of them, not both")
         refuse(self.fp16 and self.no_cuda, "--fp16 needs a GPU; on a CPU use --bf16 or neither")
 
@@ -170,11 +174,7 @@ class PruningArguments:
     def __post_init__(self):
         super().__post_init__()
         method, name = METHODS[self.pruning_method], self.pruning_method
-        fraction = method.fraction or self.global_topk
-        for which in ("initial_threshold", "final_threshold"):
-            value = getattr(self, which)
-            low, high = (0, 1) if fraction else (-1e30, 1e30)
-            refuse(not low <= value <= high, f"--{which} {value}: between {low:g} and {high:g} with {name}")
+        self.check_thresholds(method)
         for which in ("initial_warmup", "final_warmup"):
             refuse(getattr(self, which) < 0, f"--{which} {getattr(self, which)}: at least 0")
         refuse(not 0 <= self.mask_scale < 1e30, f"--mask_scale {self.mask_scale}: at least 0")
@@ -200,6 +200,19 @@ class PruningArguments:
         every = self.global_topk_frequency_compute
         refuse(every < 1, f"--global_topk_frequency_compute {every}: at least 1")
 
+    def check_thresholds(self, method: Method) -> None:
+        """Refuses thresholds that the method cannot have, or that would prune less and less."""
+        name, kept = self.pruning_method, method.ranked or self.global_topk  # kept: a fraction, not a value to exceed
+        for which in ("initial_threshold", "final_threshold"):
+            value = getattr(self, which)
+            low, high = (0, 1) if kept or method.sigmoid else (-1e30, 1e30)
+            refuse(not low <= value <= high, f"--{which} {value}: between {low:g} and {high:g} with {name}")
+        initial, final = self.initial_threshold, self.final_threshold
+        if self.do_train and not method.smooth:
+            given = f"--initial_threshold {initial} and --final_threshold {final}"
+            refuse(kept and initial < final, f"{given}: the fraction that is kept cannot rise")
+            refuse(not kept and initial > final, f"{given}: what scores have to exceed cannot fall")
+
 
 @dataclass
 class ContrastiveArguments:
@@ -224,6 +237,10 @@ class ContrastiveArguments:
         refuse(not 0 <= weight < float("inf"), f"--cl_unsupervised_loss_weight {weight}: at least 0")
 
     @property
+    def contrast_weights(self) -> tuple[float, ...]:
+        return (self.cl_unsupervised_loss_weight,)
+
+    @property
     def banks(self) -> tuple[str, ...]:
         """The banks this run contrasts with, in the order of BANKS."""
         return tuple(name for name in BANKS if self.use_contrastive_loss and name in self.contrast_with)
@@ -245,10 +262,23 @@ class DistillationArguments:
         for name in ("ce_loss_weight", "distill_loss_weight"):
             refuse(not 0 <= getattr(self, name) < float("inf"), f"--{name} {getattr(self, name)}: at least 0")
         refuse(not 0 < self.temperature < float("inf"), f"--temperature {self.temperature}: above 0")
-        if self.do_train and self.masked and not self.teacher_name_or_path:
+        if self.do_train and self.masked:
+            self.check_teacher_flags()
+
+    def check_teacher_flags(self) -> None:
+        """Refuses losses without a teacher that they need, and weights that leave no loss."""
+        if not self.teacher_name_or_path:
             refuse(self.use_distill, "--use_distill needs --teacher_name_or_path")
             without = "--use_contrastive_loss needs --teacher_name_or_path for the finetuned bank; "
             refuse("finetuned" in self.banks, without + "--contrast_with pretrained snapshots does without a teacher")
+        weight = self.distill_loss_weight
+        refuse(self.use_distill and not weight, "--use_distill needs --distill_loss_weight above 0")
+        refuse(bool(weight) and not self.use_distill, f"--distill_loss_weight {weight} needs --use_distill")
+        contrast = bool(self.banks) and any(self.contrast_weights)
+        nothing = not (self.ce_loss_weight or self.use_distill or contrast)
+        refuse(nothing, "--ce_loss_weight 0: no loss is left; give another weight above 0")
+        if self.banks and not contrast:
+            print_once("--use_contrastive_loss: its weights are 0, so nothing is contrasted")
 
     @property
     def needs_teacher(self) -> bool:
@@ -258,11 +288,29 @@ class DistillationArguments:
 class CommonArguments(DistillationArguments, ContrastiveArguments, PruningArguments, TrainingArguments, ModelArguments):
     """Every flag that both scripts have."""
 
+    def __post_init__(self):
+        self.world_size = world_size()
+        if not self.masked:
+            self.ignore_pruning()
+        super().__post_init__()
+
+    def ignore_pruning(self) -> None:
+        """Takes back the flags that a dense model has no use for, with one line that names them."""
+        groups = (PruningArguments, ContrastiveArguments, DistillationArguments)
+        names = {item.name for group in groups for item in fields(group)} | {"cl_supervised_loss_weight"}
+        given = []
+        for item in fields(self):
+            default = item.default if item.default is not MISSING else item.default_factory()
+            if item.name in names and getattr(self, item.name) != default:
+                given.append(f"--{item.name}")
+                setattr(self, item.name, default)
+        if given:
+            names = " ".join(given)
+            print_once(f"--model_type bert trains without masks, contrast and distillation; ignored: {names}")
+
     def plan(self, examples: int) -> Plan:
         """The plan of a run on so many examples; refused where its warm-ups leave no step to prune in."""
-        batch_size = self.per_gpu_train_batch_size * (
-            int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1
-        )
+        batch_size = self.per_gpu_train_batch_size * self.world_size
         accumulation, epochs = self.gradient_accumulation_steps, self.num_train_epochs
         plan = Plan(examples, batch_size, accumulation, epochs, self.seed, self.max_steps)
         warmup_steps = plan.warmup_steps(self.warmup_steps, self.warmup_epochs)
@@ -290,6 +338,10 @@ class GlueArguments(CommonArguments):
         weight = self.cl_supervised_loss_weight
         refuse(not 0 <= weight < float("inf"), f"--cl_supervised_loss_weight {weight}: at least 0")
         refuse(not self.task_name, "--task_name is required")
+
+    @property
+    def contrast_weights(self) -> tuple[float, ...]:
+        return self.cl_unsupervised_loss_weight, self.cl_supervised_loss_weight
 
 
 @dataclass

@@ -35,7 +35,7 @@ from emmental.training.loop import Progress, StepResult, train
 from emmental.training.objective import Classifications, Objective
 from emmental.training.optimizer import Optimizer
 from emmental.utils import distributed
-from emmental.utils.errors import InputError
+from emmental.utils.errors import InputError, print_once
 from emmental.utils.files import write_errors, write_json
 from emmental.utils.precision import Precision
 
@@ -93,6 +93,10 @@ def train_and_save(
     """Trains the student and saves it; returns it, and what training and the evaluation after it have to report."""
     output_dir, main = Path(args.output_dir), distributed.rank() == 0
     plan, resumed = args.plan(len(task.examples)), None
+    if args.banks and args.extra_examples > len(task.examples):
+        print_once(
+            f"--extra_examples {args.extra_examples}: the training set has {len(task.examples)}, all of which are used"
+        )
     fingerprint = resume_fingerprint(args, plan, task.examples)
     if args.resume_from_checkpoint and (resumed := checkpoint.find(args.resume_from_checkpoint, output_dir)):
         checkpoint.check_arguments(resumed, fingerprint)

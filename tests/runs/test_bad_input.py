@@ -113,12 +113,15 @@ def paragraph(**changes):
 
 HEADER = b"id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
 GOOD = b"1\t2\t3\tba\tbe\t0\n"
+NAMED = ["--model_name_or_path", "m", "--task_name", "qqp"]
 CAP = ["--use_contrastive_loss", "--teacher_name_or_path"]
 SHORT = ["--warmup_steps", 4, "--initial_warmup", 2, "--final_warmup", 3, "--num_train_epochs", 2]
 SWAPPED = {"id2label": {"0": "1", "1": "0"}}
 MASKED = {"model_type": "masked_bert", "pruning_method": "topK", "threshold": 0.1}
 CONFIG_OF_MODEL = ["--config_name", there("model")]
 MASKED |= {"architectures": ["MaskedBertForSequenceClassification"]}
+ADDED = {"added_tokens": [{"content": "ho", "id": len(VOCABULARY)}]}
+ADDED["model"] = {"vocab": {word: number for number, word in enumerate(VOCABULARY)}}
 OVERWRITE = ["bertarize.py", "--model_name_or_path", teacher("qqp", config__json=MASKED)]
 OVERWRITE += ["--overwrite", "--target_model_path"]
 EMPTY = (8).to_bytes(8, "little") + b"{}      "
@@ -152,6 +155,40 @@ ROWS = {
     ),
     "global topK": ("qqp", ["--global_topk"], "--global_topk needs --pruning_method threshold, not topK"),
     "sparsity without soft masks": ("qqp", ["--target_sparsity", 0.9], "--target_sparsity: topK"),
+    "fraction that rises": (
+        *("qqp", ["--initial_threshold", 0.1, "--final_threshold", 0.2]),
+        "--initial_threshold 0.1 and --final_threshold 0.2: the fraction that is kept cannot rise",
+    ),
+    "global fraction that rises": (
+        *("qqp", ["--pruning_method", "threshold", "--global_topk", "--initial_threshold", 0.1]),
+        "--initial_threshold 0.1 and --final_threshold 0.7: the fraction that is kept cannot rise",
+    ),
+    "cut that falls": (
+        *("qqp", ["--pruning_method", "sigmoied_threshold", "--final_threshold", 0.1]),
+        "--initial_threshold 1.0 and --final_threshold 0.1: what scores have to exceed cannot fall",
+    ),
+    "distillation of weight 0": (
+        *("qqp", ["--use_distill", "--teacher_name_or_path", teacher("qqp")]),
+        "--use_distill needs --distill_loss_weight above 0",
+    ),
+    "weight without distillation": (
+        *("qqp", ["--distill_loss_weight", 0.9]),
+        "--distill_loss_weight 0.9 needs --use_distill",
+    ),
+    "no loss": ("qqp", ["--ce_loss_weight", 0], "--ce_loss_weight 0: no loss is left"),
+    "no loss in questions": (
+        *("squad1", ["--ce_loss_weight", 0, "--cl_unsupervised_loss_weight", 0, *CAP, teacher("squad1")]),
+        "--ce_loss_weight 0: no loss is left",
+    ),
+    "evaluation that never comes": (
+        *("qqp", ["--evaluate_during_training", "--logging_steps", 0]),
+        "--evaluate_during_training evaluates every --logging_steps, which is 0",
+    ),
+    "checkpoints without evaluation": (
+        None,
+        *(["masked_run_glue.py", "--do_train", "--eval_all_checkpoints", *NAMED],),
+        "--eval_all_checkpoints needs --do_eval",
+    ),
     "batch": ("qqp", ["--per_gpu_train_batch_size", 0], "--per_gpu_train_batch_size 0: at least 1"),
     "seed": ("qqp", ["--seed", 2**64], f"--seed {2**64}"),
     "temperature": ("qqp", ["--contrastive_temperature", 0], "--contrastive_temperature 0.0: above 0"),
@@ -201,6 +238,14 @@ ROWS = {
     "no tokenizer": (
         *("squad1", ["--model_name_or_path", model(["tokenizer.json", "vocab.txt"])]),
         "no tokenizer, it has neither",
+    ),
+    "more tokens than the model has": (
+        *("qqp", ["--model_name_or_path", model(config__json={"vocab_size": len(VOCABULARY) - 1})]),
+        f"its tokenizer has {len(VOCABULARY)} tokens, and",
+    ),
+    "a token was added": (
+        *("squad1", ["--tokenizer_name", other_folder(tokenizer__json=ADDED)]),
+        "--tokenizer_name",
     ),
     "no such tokenizer": ("qqp", ["--tokenizer_name", nowhere], "--tokenizer_name"),
     "no such config": ("qqp", ["--config_name", nowhere], "--config_name"),
@@ -438,6 +483,22 @@ def test_refused_in_one_line_without_torch(world, tmp_path, task, flags, message
 def test_refused_in_one_line(world, tmp_path, task, flags, message):
     flags, out = command(world, tmp_path, task, flags)
     check(flags, out, message, tmp_path, run_script)
+
+
+ENVIRONMENT = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+HALF = {
+    "no size": ({"WORLD_SIZE": ""}, "LOCAL_RANK is set and WORLD_SIZE is not"),
+    "no address": ({"MASTER_ADDR": ""}, "LOCAL_RANK is set and MASTER_ADDR is not"),
+    "no number": ({"LOCAL_RANK": "first"}, "LOCAL_RANK=first: not a number"),
+    "rank beyond": ({"RANK": "2"}, "RANK=2, and WORLD_SIZE=2"),
+}
+
+
+@pytest.mark.parametrize("changes, message", HALF.values(), ids=HALF)
+def test_half_of_torchrun_s_environment(world, tmp_path, changes, message):
+    flags, out = command(world, tmp_path, "qqp", [])
+    ran = launcher(*LIGHT).start(*flags, environ=ENVIRONMENT | changes, before=("without", "torch")).wait()
+    assert ran.code == 2 and message in ran.err and len(ran.err.splitlines()) == 1 and not out.exists()
 
 
 def test_a_bad_flag_is_refused_within_seconds(world):

@@ -274,6 +274,33 @@ def test_overwriting_leaves_nothing_of_the_earlier_run(world, tmp_path):
     succeed(*command, "--overwrite_output_dir", "--max_steps", 5, "--model_name_or_path", tmp_path)
 
 
+def test_a_dense_model_ignores_what_is_for_pruning(world, tmp_path):
+    """As `bash run_glue_soft_kd.sh --model_type bert` gives them: every such flag, by name, in one line."""
+    command = [*world.command("qqp"), *TRAIN, "--model_type", "bert"]
+    given = [*world.cap("qqp"), *SOFT, "--cl_supervised_loss_weight", 10, "--mask_scale", 1, "--target_sparsity", 0.9]
+    ran = succeed(*command, *given, "--output_dir", tmp_path / "given")
+    (told,) = (line for line in ran.out.splitlines() if line.startswith("--model_type"))
+    start, names = told.split("; ignored: ")
+    assert start == "--model_type bert trains without masks, contrast and distillation"
+    names = set(names.split())
+    assert names == {flag for flag in given if str(flag).startswith("--")} | {"--final_warmup"}
+    assert not (tmp_path / "given" / "banks").exists()
+    ran = succeed(*command, "--final_warmup", 2, "--output_dir", tmp_path / "plain")
+    assert "ignored" not in ran.out
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("given", "plain")]
+    assert weights[0] == weights[1] and log(tmp_path / "given") == log(tmp_path / "plain")
+
+
+def test_a_small_set_and_losses_of_no_weight_are_told(world, tmp_path):
+    command = [*world.command("qqp"), *TRAIN, *HARD, *world.cap("qqp"), "--max_steps", 4]
+    none = ["--cl_unsupervised_loss_weight", 0, "--cl_supervised_loss_weight", 0]
+    ran = succeed(*command, *none, "--extra_examples", 27, "--output_dir", tmp_path / "27")
+    assert ran.out.count("--extra_examples 27: the training set has 26, all of which are used") == 1
+    assert ran.out.count("--use_contrastive_loss: its weights are 0, so nothing is contrasted") == 1
+    ran = succeed(*command, "--extra_examples", 26, "--output_dir", tmp_path / "26")
+    assert "--extra_examples" not in ran.out and "--use_contrastive_loss" not in ran.out
+
+
 def test_training_on_from_a_model_of_other_labels(world, trained, tmp_path):
     """MNLI's three labels, then QQP's two: a new head, masked and dense, and one line that says so."""
     folder, _ = trained("mnli", "teacher")
