@@ -5,6 +5,7 @@ feed-forward neurons that do nothing.
 """
 
 import shutil
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from emmental.model.validation import TOKENIZER_FILES, check_masked, read_config
 from emmental.pruning.methods import METHODS
 from emmental.utils.errors import InputError, run
 
-WRITTEN = {"config.json", "model.safetensors", "model.sparse.safetensors", *TOKENIZER_FILES}
+WRITTEN = {"README.md", "config.json", "model.safetensors", "model.sparse.safetensors", *TOKENIZER_FILES}
 
 
 def flags() -> Namespace:
@@ -58,12 +59,14 @@ def main() -> None:
             check_replaceable(folder)
 
     from emmental.export.fold import save_folded
+    from emmental.export.model_card import write_folded_card
     from emmental.model.loading import load_masked
 
     model = load_masked(args.model_name_or_path, args.pruning_method, args.threshold)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         report = save_folded(model, source, temporary, args.format, args.dtype, args.compact)
+        write_folded_card(source, temporary, target.name, sys.argv)
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
     except OSError as error:

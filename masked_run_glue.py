@@ -67,7 +67,9 @@ def main() -> None:
         return results
 
     train_set = tokenise(train_rows) if args.do_train else None
-    cap_task = experiment.Task(MaskedBertForSequenceClassification, task.labels, train_set, evaluate)
+    rows = {"train": len(train_rows)} if args.do_train else {}
+    rows |= {split: len(read_rows) for split, read_rows in dev_rows.items()}
+    cap_task = experiment.Task(MaskedBertForSequenceClassification, task.labels, train_set, evaluate, rows)
     experiment.run(args, cap_task, tokenizer, precision)
 
 

@@ -84,8 +84,10 @@ def main() -> None:
             squad_metrics.save(folder, "", predictions, nbest, null_odds)
         return squad_metrics.evaluate(dev_questions, predictions, null_odds)
 
+    rows = {"train": len(train_questions)} if args.do_train else {}
+    rows |= {"dev": len(dev_questions)} if args.do_eval else {}
     # as released: the schedule counts from 1 on SQuAD (D13)
-    task = experiment.Task(MaskedBertForQuestionAnswering, None, train_set, evaluate, first_step=1)
+    task = experiment.Task(MaskedBertForQuestionAnswering, None, train_set, evaluate, rows, first_step=1)
     experiment.run(args, task, tokenizer, precision)
 
 

@@ -4,6 +4,7 @@ This is the one module below the scripts that knows the flags; it hands every ot
 """
 
 import shutil
+import sys
 import time
 import zlib
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ from emmental.contrast.encoding import fill_from_teacher, restore_from_teacher
 from emmental.data.batches import Plan
 from emmental.data.examples import Examples
 from emmental.export.fold import fold
+from emmental.export.model_card import write_card
 from emmental.model import loading
 from emmental.model.masked_bert import MaskedBert, MaskedBertConfig
 from emmental.model.packing import set_packing
@@ -45,14 +47,15 @@ class Task:
     """What one script knows and the other does not.
 
     `labels` are the label names in the order of their ids, () for a regression, None for a span; `examples` the
-    training set, None where a model is only evaluated; `first_step` the number that the threshold's schedule gives the
-    first step.
+    training set, None where a model is only evaluated; `rows` how many rows or questions were read, by set;
+    `first_step` the number that the threshold's schedule gives the first step.
     """
 
     model_class: type[MaskedBert]
     labels: tuple[str, ...] | None
     examples: Examples | None
     evaluate: Evaluate
+    rows: dict[str, int]
     first_step: int = 0
 
 
@@ -74,6 +77,8 @@ def run(args: CommonArguments, task: Task, tokenizer, precision: Precision) -> N
         )
     if distributed.rank() == 0:
         write_results({**results, "seconds": time.time() - started}, output_dir)
+        if args.do_train:
+            write_card(output_dir, sys.argv, asdict(args), results, task.rows)
 
 
 def prepare(args: CommonArguments) -> Precision:

@@ -48,10 +48,10 @@ def cut(experiment: Experiment, places: Places) -> None:
         if not (source / file).is_file():
             raise InputError(f"--data_dir {places.data}: no file {Path(experiment.folder) / file}")
     for file in dev:
-        with atomic_write(target / file) as beside:
-            shutil.copyfile(source / file, beside)
-    with atomic_write(target / train) as beside:
-        beside.write_bytes(first(source / train, experiment.task, experiment.train_rows))
+        with atomic_write(target / file) as temporary:
+            shutil.copyfile(source / file, temporary)
+    with atomic_write(target / train) as temporary:
+        temporary.write_bytes(first(source / train, experiment.task, experiment.train_rows))
 
 
 def first(path: Path, task: str, count: int) -> bytes:

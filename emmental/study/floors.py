@@ -13,6 +13,7 @@ import numpy as np
 
 from emmental.data import glue, squad
 from emmental.utils.errors import InputError, run
+from emmental.utils.files import write_json
 
 LONGEST, FURTHEST = 12, 40  # of a constant guess, in words: its length, and where it ends at most
 
@@ -112,9 +113,6 @@ def main() -> None:
     if args.task_name != "squad" and not (args.task_name in glue.TASKS and glue.TASKS[args.task_name].labels):
         raise InputError(f"--task_name {args.task_name}: a GLUE task with labels, or squad")
     results = FLOORS[args.floor](args)
-
-    from emmental.training.logs import write_json
-
     write_json({**results, "seconds": time.time() - started}, Path(args.output_dir) / "result.json")
     print(results)
 

@@ -9,16 +9,15 @@ import os
 import platform
 import subprocess
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from emmental.study import data
-from emmental.study.cells import ROOT, Cell, Places, run_folder
+from emmental.study.cells import Cell, Places, run_folder
 from emmental.utils.errors import InputError
+from emmental.utils.provenance import commit, versions
 
 METRICS = ("acc", "f1", "mcc", "acc_mm", "exact")
 REMAINING = ("remaining_weights", "remaining_weights_released", "remaining_weights_before_calibration")
-PACKAGES = ("torch", "transformers", "numpy", "scikit-learn")
 
 
 def read(path: Path) -> list[dict]:
@@ -78,25 +77,6 @@ def started_from(folder: Path) -> str:
     """The commit from which a cell was last started."""
     path = folder / "commit"
     return path.read_text(encoding="utf-8").strip() if path.exists() else commit()
-
-
-def commit() -> str:
-    """The commit of the code, with a + where files differ from it; "" outside a repository."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
-
-    return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = ""
-    return found
 
 
 def machine() -> dict:

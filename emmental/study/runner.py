@@ -18,6 +18,7 @@ from typing import IO
 from emmental.study import results
 from emmental.study.cells import Cell, Places, run_folder
 from emmental.utils.errors import InputError
+from emmental.utils.provenance import commit
 
 WAIT = 1.0  # seconds between two looks for a cell to take
 REPORT = 60.0  # seconds between two lines of progress while nothing ends
@@ -99,7 +100,7 @@ class Runner:
         """The exit status of a cell's command, whose output goes to the cell's log."""
         folder = self.folder(cell)
         (folder / "command").write_text(cell.command + "\n", encoding="utf-8")
-        (folder / "commit").write_text(results.commit() + "\n", encoding="utf-8")
+        (folder / "commit").write_text(commit() + "\n", encoding="utf-8")
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         own = {"CUDA_VISIBLE_DEVICES": str(place % len(self.gpus))} if self.gpus else {"OMP_NUM_THREADS": "1"}
         environment = os.environ | own | {"PATH": path} | cell.environment

@@ -23,7 +23,7 @@ def test_an_earlier_call_s_folder_is_replaced(world, tmp_path):
     (tmp_path / "target.partial").mkdir()  # of a call that was killed
     (tmp_path / "target.partial" / "config.json").write_text('{"model_type": "bert"}')
     succeed(*command, "--overwrite")
-    names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
+    names = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
     assert {path.name for path in target.iterdir()} == names and not (tmp_path / "target.partial").exists()
     kept = [(x != 0).mean() for name, x in load_file(target / "model.safetensors").items() if "query.weight" in name]
     assert kept == [0.5, 0.5]

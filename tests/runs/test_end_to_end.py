@@ -127,7 +127,7 @@ def test_the_folded_model_is_a_plain_bert(trained, tmp_path, task, kind):
         succeed("bertarize.py", "--model_name_or_path", folder, "--target_model_path", target, *more)
         weights = "model.safetensors" if form == "dense" else "model.sparse.safetensors"
         assert {path.name for path in target.iterdir()} == {
-            *("config.json", weights, "tokenizer.json", "tokenizer_config.json")
+            *("README.md", "config.json", weights, "tokenizer.json", "tokenizer_config.json")
         }
         config = json.loads((target / "config.json").read_text())
         assert config["model_type"] == "bert" and "pruning_method" not in config
