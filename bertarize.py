@@ -1,7 +1,7 @@
 """Folds the masks of a saved masked BERT into its weights: a clean folder that plain transformers loads.
 
 `--format sparse` stores the pruned matrices in packed form, for `emmental.load_sparse`; `--compact` removes
-feed-forward neurons that do nothing.
+feed-forward neurons that have lost all input or all output weights.
 """
 
 import shutil
@@ -25,7 +25,7 @@ def flags() -> Namespace:
     parser.add_argument("--target_model_path", help="where to write (default: bertarized_<folder> beside it)")
     parser.add_argument("--format", choices=("dense", "sparse"), default="dense")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the stored values")
-    parser.add_argument("--compact", action="store_true", help="remove feed-forward neurons that do nothing")
+    parser.add_argument("--compact", action="store_true", help="remove neurons without input or output weights")
     parser.add_argument("--overwrite", action="store_true", help="replace a target folder of an earlier call")
     return parser.parse_args()
 

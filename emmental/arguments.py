@@ -6,9 +6,10 @@ examples, the teacher's config) is checked where those are read.
 
 import argparse
 import os
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
+from inspect import get_annotations
 from pathlib import Path
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 from emmental.data.batches import Plan
 from emmental.pruning.methods import METHODS, MIN_SHARE_KEPT, Method
@@ -55,7 +56,7 @@ class ModelArguments:
     )
     do_lower_case: bool = flag(False, "lower-case the text, whatever the tokenizer's own files say")
     max_seq_length: int = flag(128, "longest input in tokens; the rest is truncated")
-    pad_to_max_length: bool = flag(False, "compute every position of inputs padded to the full length, as released")
+    pad_to_max_length: bool = flag(False, "compute every position of fully padded inputs, as released (D37)")
     resume_from_checkpoint: str = flag(
         "", "a checkpoint's folder, or auto: the newest complete one of output_dir", affects_training=False
     )
@@ -156,20 +157,28 @@ class TrainingArguments:
 class PruningArguments:
     """Masks, their schedule and the penalty on their scores."""
 
-    pruning_method: str = flag("topK", "how scores become masks", tuple(METHODS))
+    pruning_method: str = flag("topK", "movement pruning: hard is topK, soft sigmoied_threshold", tuple(METHODS))
     mask_init: str = flag("constant", "the scores at the start", ("constant", "uniform", "kaiming"))
     mask_scale: float = flag(0.0, "the constant, or the uniform range")
-    initial_threshold: float = flag(1.0, "fraction kept, or value to exceed, at the start")
-    final_threshold: float = flag(0.7, "the same at the end")
+    initial_threshold: float = flag(
+        1.0,
+        "at the start: the share of weights kept (topK, magnitude, global_topk), "
+        "or what a score (threshold) or its sigmoid (sigmoied_threshold) must exceed",
+    )
+    final_threshold: float = flag(0.7, "the same at the end, and of the saved model")
     initial_warmup: int = flag(1, "warm-ups before the threshold moves")
     final_warmup: int = flag(2, "warm-ups after it has stopped")
-    regularization: str = flag("null", "penalty on the scores", ("l0", "l1", "null"))
-    final_lambda: float = flag(0.0, "weight of the penalty at the end; with a target sparsity where steering starts")
-    target_sparsity: float | None = flag(
-        None, "steer lambda to this share of pruned weights (soft methods)", kind=float
+    regularization: str = flag(
+        "null",
+        "penalty on the scores: their mean sigmoid (l1), or the mean chance that a gate of the method l0 is open (l0)",
+        ("l0", "l1", "null"),
     )
-    global_topk: bool = flag(False, "one cut for all matrices; with --pruning_method threshold")
-    global_topk_frequency_compute: int = flag(25, "optimizer steps between two cuts")
+    final_lambda: float = flag(0.0, "the penalty's weight at the end; with --target_sparsity, where steering starts")
+    target_sparsity: float | None = flag(
+        None, "steer lambda to this share of weights pruned, not kept (threshold and sigmoied_threshold)", kind=float
+    )
+    global_topk: bool = flag(False, "rank the scores of all matrices together; with --pruning_method threshold")
+    global_topk_frequency_compute: int = flag(25, "optimizer steps between two rankings")
 
     def __post_init__(self):
         super().__post_init__()
@@ -216,17 +225,17 @@ class PruningArguments:
 
 @dataclass
 class ContrastiveArguments:
-    """PrC, SnC and FiC."""
+    """Contrasting with the pre-trained model (PrC), snapshots (SnC) and the fine-tuned teacher (FiC)."""
 
     use_contrastive_loss: bool = flag(False, "add the contrastive losses")
-    contrast_with: list[str] = flag(BANKS, "the banks to contrast with", BANKS, "+", str)
-    contrastive_temperature: float = flag(0.01, "of the contrastive softmax")
+    contrast_with: list[str] = flag(BANKS, "the banks to contrast with: PrC, FiC, SnC", BANKS, "+", str)
+    contrastive_temperature: float = flag(0.01, "tau, of the contrastive softmax")
     extra_examples: int = flag(512, "rows of other examples drawn from each bank for each batch")
-    cl_unsupervised_loss_weight: float = flag(0.1, "attraction to the same example")
+    cl_unsupervised_loss_weight: float = flag(0.1, "weight of the terms whose positives are the same example")
     alignrep: str = flag("mean-pooling", "what represents a text", ("cls", "mean-pooling"))
     cl_normalization: str = flag("released", "released divides by the positives twice", ("released", "supcon"))
     bank_dtype: str = flag("float32", "float16 halves the banks' memory", ("float32", "float16"))
-    snapshot_mode: str = flag("train", "encode snapshots with dropout on (train, as released)", ("train", "eval"))
+    snapshot_mode: str = flag("train", "encode snapshots with dropout on (train, as released, D8)", ("train", "eval"))
 
     def __post_init__(self):
         super().__post_init__()
@@ -255,7 +264,7 @@ class DistillationArguments:
     teacher_name_or_path: str = flag("", "the fine-tuned teacher's folder or name on the Hub", affects_training=False)
     ce_loss_weight: float = flag(1.0, "weight of the task's own loss")
     distill_loss_weight: float = flag(0.0, "weight of distillation")
-    temperature: float = flag(2.0, "softens both distributions in distillation")
+    temperature: float = flag(2.0, "of distillation, softens both distributions")
 
     def __post_init__(self):
         super().__post_init__()
@@ -325,13 +334,15 @@ class CommonArguments(DistillationArguments, ContrastiveArguments, PruningArgume
 
 @dataclass
 class GlueArguments(CommonArguments):
-    """masked_run_glue.py"""
+    """masked_run_glue.py: trains and evaluates masked BERT on a GLUE task, with contrastive pruning (CAP)."""
+
+    USAGE: ClassVar = "%(prog)s --task_name TASK --model_name_or_path MODEL --output_dir DIR --do_train --do_eval ..."
 
     task_name: str = flag("", "one of the nine GLUE tasks (required)")
     data_dir: str = flag(
         "", "folder of the official TSV files; default: nyu-mll/glue from the Hub", affects_training=False
     )
-    cl_supervised_loss_weight: float = flag(2.0, "attraction to examples of the same label")
+    cl_supervised_loss_weight: float = flag(2.0, "weight of the terms whose positives have the same label")
 
     def __post_init__(self):
         super().__post_init__()
@@ -346,7 +357,9 @@ class GlueArguments(CommonArguments):
 
 @dataclass
 class SquadArguments(CommonArguments):
-    """masked_run_squad.py"""
+    """masked_run_squad.py: trains and evaluates masked BERT on SQuAD, with contrastive pruning (CAP)."""
+
+    USAGE: ClassVar = "%(prog)s --model_name_or_path MODEL --output_dir DIR --do_train --do_eval ..."
 
     train_file: str = flag("", "SQuAD JSON to train on; default: rajpurkar/squad from the Hub", affects_training=False)
     predict_file: str = flag("", "SQuAD JSON to evaluate on; default likewise", affects_training=False)
@@ -371,6 +384,12 @@ class SquadArguments(CommonArguments):
             refuse(getattr(self, name) < 1, f"--{name} {getattr(self, name)}: at least 1")
 
 
+DEFAULTS = (
+    "Defaults are the released ones, not those of the published recipe (contrastive_temperature 0.1, alignrep cls, "
+    "extra_examples 4096, ...), which the run_*.sh scripts pass."
+)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, its errors as InputError: one line, without the usage."""
 
@@ -380,14 +399,26 @@ class Parser(argparse.ArgumentParser):
 
 def parse(kind: type, argv: list[str] | None = None):
     """Reads the command line into a `kind`, a dataclass of flags; InputError in one line for what is wrong."""
-    parser = Parser(description=kind.__doc__, allow_abbrev=False)
+    parser = Parser(usage=kind.USAGE, description=kind.__doc__, epilog=DEFAULTS, allow_abbrev=False)
+    groups = {}
     for item in fields(kind):
-        about = dict(item.metadata)
-        default = item.default if item.default is not MISSING else item.default_factory()
-        text = about["help"] + ("" if default in ("", False) else f" (default: {default})")
-        if about["kind"] is bool:
-            parser.add_argument(f"--{item.name}", action="store_true", help=text)
-        else:
-            given = {key: about[key] for key in ("choices", "nargs") if about[key]}
-            parser.add_argument(f"--{item.name}", type=about["kind"], default=default, help=text, **given)
+        owner = [base for base in kind.__mro__ if item.name in get_annotations(base)][-1]
+        if owner not in groups:
+            title = owner.__name__.removesuffix("Arguments").lower()
+            groups[owner] = parser.add_argument_group(title, None if owner is kind else owner.__doc__)
+        add_flag(groups[owner], item)
     return kind(**vars(parser.parse_args(argv)))
+
+
+def add_flag(group, item: Field) -> None:
+    about = dict(item.metadata)
+    default = item.default if item.default is not MISSING else item.default_factory()
+    if about["kind"] is bool:
+        group.add_argument(f"--{item.name}", action="store_true", help=about["help"])
+        return
+    shown = " ".join(default) if isinstance(default, list) else default
+    text = about["help"] + ("" if default in ("", None) else f" (default: {shown})")
+    given = {key: about[key] for key in ("choices", "nargs") if about[key]}
+    if not about["choices"]:
+        given["metavar"] = {int: "N", float: "X"}.get(about["kind"], "TEXT")
+    group.add_argument(f"--{item.name}", type=about["kind"], default=default, help=text, **given)

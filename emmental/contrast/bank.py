@@ -1,7 +1,7 @@
 """The representation banks: for every training example, what other stages of the same model make of it.
 
 PrC draws on the pre-trained model's representations, FiC on the fine-tuned teacher's, SnC on one snapshot for each
-earlier epoch (arXiv 2112.07198, section 3). A bank is a list of columns, each (examples, hidden) and written once:
+earlier epoch (arXiv 2112.07198). A bank is a list of columns, each (examples, hidden) and written once:
 adding a snapshot copies nothing.
 """
 

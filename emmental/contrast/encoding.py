@@ -41,7 +41,10 @@ def restore_from_teacher(bank: Bank, files: dict[str, list[int]]) -> tuple[torch
 def encode_epoch(
     epoch: int, banks: dict[str, Bank], model: MaskedBert, examples: Examples, precision: Precision
 ) -> None:
-    """PrC before the first epoch: the pre-trained model; SnC at the start of each later one: a snapshot."""
+    """PrC before the first epoch: the pre-trained model; SnC at the start of each later one: a snapshot.
+
+    The student is encoded with the masks it has, those of the step before (D7).
+    """
     name = "snapshots" if epoch else "pretrained"
     if name not in banks:
         return

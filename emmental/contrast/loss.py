@@ -1,8 +1,8 @@
-"""The contrastive loss of CAP (arXiv 2112.07198, section 3, equations 3 to 5), as pure functions.
+"""The contrastive loss of CAP (arXiv 2112.07198), as pure functions.
 
-One function serves PrC, SnC and FiC: they differ in the bank they draw on. An anchor is attracted by the members of
-the contrast set that represent the same example (unsupervised) or for an example of the same label (supervised), and
-repelled by the rest.
+One function serves PrC, SnC and FiC, which differ only in the bank that the contrast set is drawn from: `pretrained`,
+`snapshots` or `finetuned`. An anchor is attracted by the members of the contrast set that represent the same example
+(unsupervised) or an example of the same label (supervised), and repelled by the rest.
 """
 
 import torch
@@ -25,8 +25,22 @@ def contrastive_loss(
 ) -> torch.Tensor:
     """The weighted sum of the unsupervised and the supervised term for one bank, a scalar.
 
+    For every anchor i of the batch, with z the representations, of length 1, and tau the temperature:
+
+        q(i, k) = exp(z_i . z_k / tau) / sum of exp(z_i . z_a / tau) over a in A(i)
+        l(i)    = -1/|P(i)| * sum of log q(i, p) over p in P(i)
+        L       = 1/N * sum of l(i) over the batch
+        loss    = unsupervised_weight * L_unsup + supervised_weight * L_sup
+
+        A(i)    the contrast set without anchor i's own copy: the other anchors, detached, and all R rows of the batch's
+                examples and of the extra ones in the bank; so the denominator holds the positives too
+        P(i)    the positives: in L_unsup the members of A(i) that represent example i, in L_sup those whose example
+                has the label of example i
+        N       with `normalization` "released" all positives, the sum of |P(i)| (D1); with "supcon" the anchors that
+                have any
+
     `anchors` (batch, hidden), normalised here; `own` (batch, R, hidden) and `extra` (E, R, hidden), rows of a bank
-    with R representations per example, already normalised; `index` (batch,) and `extra_index` (E,), places in the
+    with R representations per example, already of length 1; `index` (batch,) and `extra_index` (E,), places in the
     training set; `labels` (batch,) and `extra_labels` (E,), needed for a supervised weight other than 0.
     """
     anchors = normalize(anchors.float(), dim=-1)
@@ -51,10 +65,10 @@ def contrastive_loss(
 
 
 def positive_loss(log_q: torch.Tensor, positive: torch.Tensor, normalization: str) -> torch.Tensor:
-    """Minus the log probability of the positives: averaged over each anchor's own, then summed and divided.
+    """L of contrastive_loss from log q and P(i) as a mask, both (batch, contrast).
 
-    `log_q` and `positive` are (batch, contrast). "supcon" divides by the number of anchors that have positives
-    (arXiv 2004.11362, equation 2); "released" by that of all positives, a second time (D1).
+    "supcon" divides by the number of anchors that have positives (arXiv 2004.11362, equation 2); "released" by that of
+    all positives, a second time (D1).
     """
     count = positive.sum(-1)
     per_anchor = log_q.masked_fill(~positive, 0).sum(-1) / count.clamp(min=1)

@@ -48,7 +48,7 @@ class Task:
 
 PAIR = ("sentence1", "sentence2")
 ACC_AND_F1 = {"metrics": ("acc", "f1"), "mean": "acc_and_f1"}
-NLI = ("entailment", "neutral", "contradiction")  # as released: the Hub's order, not the former processor's
+NLI = ("entailment", "neutral", "contradiction")  # as released (D14): the Hub's order, not the former processor's
 TASKS = {
     "cola": Task(("sentence",), metrics=("mcc",), header=("source", "label", "author_label", "sentence")),
     "sst-2": Task(("sentence",)),

@@ -238,9 +238,9 @@ def _make_windows(
 ) -> dict:
     """The windows of some (index, question) pairs, one list per column.
 
-    as released: windows begin `doc_stride` tokens apart (transformers' squad_convert_example_to_features gives the
-    tokenizer the overlap max_seq_length - doc_stride - len(question) - 3), and a window that does not hold the whole
-    answer stays in training with the label [CLS].
+    as released (D18): windows begin `doc_stride` tokens apart (transformers' squad_convert_example_to_features gives
+    the tokenizer the overlap max_seq_length - doc_stride - len(question) - 3), and a window that does not hold the
+    whole answer stays in training with the label [CLS].
     """
     texts = list(dict.fromkeys(question.passage for _, question in questions))  # each passage is tokenised once
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -278,8 +278,8 @@ def _make_windows(
 def _most_context(begins: np.ndarray, ends: np.ndarray, tokens: int) -> np.ndarray:
     """Which of one passage's windows shows each token in most context, (tokens,): the first of the best.
 
-    as released (transformers' _new_check_is_max_context): the lesser of the contexts left and right, and a hundredth
-    of the window's length.
+    as released (D18, transformers' _new_check_is_max_context): the lesser of the contexts left and right, and a
+    hundredth of the window's length.
     """
     position = np.arange(tokens)
     left, right = position - begins[:, None], ends[:, None] - 1 - position

@@ -75,8 +75,8 @@ def _spans(windows: "Windows", start_logits, end_logits, n_best_size: int, max_a
     """The valid spans, best first within each question: their first and last tokens (spans,), and the bounds
     (questions + 1,) between questions.
 
-    as released: a span joins one of a window's `n_best_size` best starts and one of its best ends, chosen among all
-    of its tokens, and begins where the window shows the token in most context.
+    as released (D18): a span joins one of a window's `n_best_size` best starts and one of its best ends, chosen among
+    all of its tokens, and begins where the window shows the token in most context.
     """
     offsets, inside = windows.examples.offsets, windows.char_start >= 0
     spans = []

@@ -90,7 +90,7 @@ def size_table(state_dict: dict[str, Tensor], saved: dict[str, Tensor]) -> list[
 
 
 def idle_neurons(state_dict: dict[str, Tensor]) -> list[Tensor]:
-    """For each layer, which feed-forward neurons read nothing or are read by nothing, (intermediate,)."""
+    """For each layer, which feed-forward neurons have lost all input or all output weights, (intermediate,)."""
     readers = sorted(
         (int(name.split(".")[3]), name) for name in state_dict if name.endswith(".intermediate.dense.weight")
     )
@@ -101,10 +101,10 @@ def idle_neurons(state_dict: dict[str, Tensor]) -> list[Tensor]:
 
 
 def compact(state_dict: dict[str, Tensor], config: dict) -> tuple[dict[str, Tensor], dict]:
-    """Remove feed-forward neurons that do nothing; the new `state_dict` and `config`, whose logits are the same.
+    """Removes feed-forward neurons without input or output weights; returns new state and config, of the same logits.
 
-    A neuron that reads nothing (its row of the first matrix is zero) is the constant act(bias), which moves into the
-    second matrix's bias; one that nothing reads (its column there is zero) just goes. `intermediate_size` is one
+    Without input weights (its row of the first matrix is zero) a neuron is the constant act(bias), which moves into the
+    second matrix's bias; without output weights (its column there is zero) it is dropped. `intermediate_size` is one
     number for all layers, so each loses as many as the layer that can spare fewest; if that is none, both are
     returned as they came.
     """

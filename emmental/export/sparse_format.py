@@ -1,9 +1,8 @@
 """A pruned and folded model made small on disk.
 
 Movement pruning leaves 3 to 50 % of the encoder's weights, yet its folded model (plain BERT whose pruned weights are
-zeros) is as large as before. Here those matrices are stored as kept values and an index, and feed-forward neurons that
-do nothing are removed. Nothing is approximated: weights come back as they were (a zero loses its sign), or as their
-float16 rounding.
+zeros) is as large as before. Here those matrices are stored as kept values and an index. Nothing is approximated:
+weights come back as they were (a zero loses its sign), or as their float16 rounding.
 """
 
 import json

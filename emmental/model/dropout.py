@@ -24,7 +24,7 @@ def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout by `dropout`; with packing off, as released, by torch's own."""
+    """nn.Dropout by `dropout`; with packing off, as released (D39), by torch's own."""
 
     packing = True
 

@@ -1,8 +1,9 @@
 """transformers' own BERT with masked encoder linears and one representation of each text.
 
-The student is masked; with `pruning_method` None the same code is the dense teacher. Embeddings of a masked model are
-frozen, pooler and head are dense (arXiv 2005.07683, section 5). The representation is what the contrastive losses
-align (arXiv 2112.07198, section 3): the anchor comes from `forward`, the bank rows from `encode`.
+The student is masked; with `pruning_method` None the same code is the dense teacher. Of a masked model only the
+encoder's matrices are masked: embeddings are frozen, pooler and head stay dense and are trained (arXiv 2005.07683,
+section 5). The representation is what the contrastive losses align (arXiv 2112.07198): the anchor comes from `forward`,
+the bank rows from `encode`.
 """
 
 from dataclasses import dataclass
@@ -187,7 +188,7 @@ class MaskedBertForQuestionAnswering(MaskedBert):
         return hidden[:, 0]  # as released: `cls` is the raw hidden state here, there is no pooler (D6)
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None) -> SpanOutput:
-        """With packing on, padding takes no part in the span: its logits are -10000. Off, it does, as released."""
+        """With packing on, padding is no part of the span: its logits are -10000. Off, it is, as released (D37)."""
         hidden, attention_mask = self.hidden_states(input_ids, attention_mask, token_type_ids)
         logits = self.qa_outputs(hidden)
         if self.packing:

@@ -129,7 +129,7 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # for whoever calls the i
 
 
 def set_packing(model: nn.Module, on: bool) -> None:
-    """Turns packing on (the default) or off; off, every position of a padded batch is computed, as released.
+    """Turns packing on (the default) or off; off, every position of a padded batch is computed, as released (D37).
 
     Dropout goes with it: off, its rate is exact on a CPU too.
     """

@@ -31,7 +31,7 @@ class Count:
 
     @property
     def remaining_released(self) -> float:
-        """Percent as released: biases and LayerNorms of the encoder count as kept, and in the total."""
+        """Percent as released (D19): biases and LayerNorms of the encoder count as kept, and in the total."""
         return 100 * (self.kept + self.unmasked) / (self.total + self.unmasked)
 
 

@@ -3,11 +3,16 @@
 Movement pruning (arXiv 2005.07683) calls them hard (topK) and soft (sigmoied_threshold); CAP-m and CAP-soft
 (arXiv 2112.07198) train with the same masks. Everything that depends on a method asks this table, which needs no
 torch, so that flags can be checked against it in a moment.
+
+To add a method, add a row to METHODS. If it ranks scores or compares them with a threshold, that is all: flags and
+their checks, masks, schedule, counting and folding read the row. A mask of another kind needs a field here and a
+branch in `binary_mask` (masks.py), and one that is not made once per step another in `current_mask`
+(masked_linear.py), as l0 has. tests/pruning/test_masks.py and the end-to-end tests go over the table's rows.
 """
 
 from dataclasses import dataclass
 
-MIN_SHARE_KEPT = 0.005  # as released: the threshold methods keep at least this share of a matrix, and one weight more
+MIN_SHARE_KEPT = 0.005  # as released (D16): the threshold methods keep this share of a matrix, and one weight more
 
 
 @dataclass(frozen=True)
@@ -15,9 +20,9 @@ class Method:
     """How one pruning method turns a matrix into a mask."""
 
     scored: bool = True  # learns a score per weight (else the weight's own magnitude counts)
-    ranked: bool = False  # the threshold is the fraction kept (else it is a value to exceed)
-    sigmoid: bool = False  # the threshold is compared with sigmoid(score)
-    smooth: bool = False  # the mask is a differentiable function of the score, with no threshold
+    ranked: bool = False  # the threshold is the share of a matrix that is kept (else a value to exceed)
+    sigmoid: bool = False  # the value to exceed is compared with sigmoid(score), not with the score
+    smooth: bool = False  # the mask is a differentiable function of the score, with no threshold: a hard concrete gate
 
     @property
     def fraction(self) -> bool:

@@ -79,7 +79,7 @@ class MaskSchedule:
         return {"cut": self.cut, "steering": self.steering}
 
     def load_state_dict(self, state: dict) -> None:
-        self.cut, self.steering = state["cut"], state["steering"]
+        self.cut, self.steering = state["cut"], dict(state["steering"])
 
 
 def schedule_threshold(
@@ -92,11 +92,12 @@ def schedule_threshold(
     final_warmup: int,
     final_lambda: float,
 ) -> tuple[float, float]:
-    """The threshold and lambda of optimizer step `step`.
+    """The threshold and lambda of optimizer step `step`; lambda is what the penalty on the scores is multiplied by.
 
     `initial_threshold` for the first initial_warmup * warmup_steps steps, `final_threshold` for about the last
     final_warmup * warmup_steps, a cubic in between (arXiv 2005.07683, section 5). as released: without a final
     plateau the last training step does not quite reach the final threshold, at which evaluation is done (D9).
+    lambda = final_lambda * threshold / final_threshold (D17): it follows the threshold.
     """
     start, end = initial_warmup * warmup_steps, total_step - final_warmup * warmup_steps
     if step <= start:
@@ -109,10 +110,10 @@ def schedule_threshold(
     return threshold, final_lambda * threshold / final_threshold if final_lambda else 0.0
 
 
-PENALTIES = {
+PENALTIES = {  # --regularization -> the penalty on a matrix of scores
     # mean sigmoid: arXiv 2005.07683, section 4
     "l1": lambda scores: scores.sigmoid().mean(),
-    # the chance that a hard concrete gate is not zero: arXiv 1712.01312, equation 12
+    # for the method of that name: the chance that its gate is not zero, arXiv 1712.01312, equation 12
     "l0": lambda scores: (scores - BETA * math.log(-STRETCH[0] / STRETCH[1])).sigmoid().mean(),
 }
 
@@ -120,7 +121,7 @@ PENALTIES = {
 def regularization(model: nn.Module, mode: str) -> torch.Tensor:
     """The penalty on a model's scores, a scalar: the mean over matrices of `mode`'s mean over scores.
 
-    As released every matrix weighs the same, whatever its size. `mode` is a key of PENALTIES, else KeyError.
+    As released (D17) every matrix weighs the same, whatever its size. `mode` is a key of PENALTIES, else KeyError.
     """
     penalty = PENALTIES[mode]
     return torch.stack([penalty(linear.mask_scores) for linear in masked_linears(model).values()]).mean()
@@ -130,8 +131,8 @@ def regularization(model: nn.Module, mode: str) -> torch.Tensor:
 def global_cut(model: nn.Module, threshold: float) -> float:
     """One cut for all matrices: the score above which a fraction `threshold` of all scores lies.
 
-    The max(n - (int(n * threshold) + 1), 1)-th smallest of all n scores, as released; at threshold 1 a score below
-    all others, so that nothing is pruned.
+    The max(n - (int(n * threshold) + 1), 1)-th smallest of all n scores, as released (D15); at threshold 1 a score
+    below all others, so that nothing is pruned.
     """
     if threshold >= 1:
         return LOWEST

@@ -1,4 +1,4 @@
-"""The training loop of arXiv 2112.07198, section 3: one boxed step, and what happens between steps.
+"""The training loop of CAP (arXiv 2112.07198): one boxed step, and what happens between steps.
 
 A step makes the masks once, runs the batch, adds up the named parts of the loss, and moves weights and scores
 together. Nothing in it waits for the device: losses are read when they are logged.

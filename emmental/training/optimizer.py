@@ -1,4 +1,4 @@
-"""AdamW as released, for weights and scores together: its groups, learning rates, epsilon, clipping and loss scale.
+"""AdamW as released (D11) for weights and scores: its groups, learning rates, epsilon, clipping and loss scale.
 
 Movement pruning trains weights and mask scores side by side, each with a peak learning rate of its own
 (arXiv 2005.07683, section 5); both follow one warm-up and one linear decay.

@@ -212,7 +212,7 @@ def test_padding_on_the_left_is_refused(tmp_path):
 
 
 def test_compacting_keeps_the_logits(tmp_path):
-    """Neurons that read nothing or are read by nothing go, as many in each layer as the layer with fewest has."""
+    """Neurons without input or output weights are removed, as many in each layer as the layer with fewest has."""
     model, batch = pruned(density=0.3), batch_of([5, 12], 12)
     state = model.state_dict()
     for layer, silent, unread in ((0, range(0, 20), range(15, 25)), (1, range(30, 52), range(2, 3))):
