@@ -11,12 +11,12 @@ from emmental.model.validation import check_models
 from emmental.utils.errors import print_once, run
 
 
-def read(args: SquadArguments, split: str, file: str) -> squad.Questions:
-    version_2 = args.version_2_with_negative
-    if not file and args.data_dir:
-        file = str(Path(args.data_dir) / f"{split}-v{'2.0' if version_2 else '1.1'}.json")
+def read(args: SquadArguments, split: str, flag: str) -> squad.Questions:
+    file, version_2 = getattr(args, flag), args.version_2_with_negative
     if file:
-        return squad.read(file, version_2)
+        return squad.read(squad.locate(f"--{flag}", file, args.data_dir), version_2)
+    if args.data_dir:
+        return squad.read(Path(args.data_dir) / f"{split}-v{'2.0' if version_2 else '1.1'}.json", version_2)
     return squad.from_hub("train" if split == "train" else "validation", version_2, cache_dir=args.cache_dir or None)
 
 
@@ -33,8 +33,8 @@ def main() -> None:
     args = parse(SquadArguments)
     squad.check_lengths(args.max_seq_length, args.doc_stride, args.max_query_length)
     check_models(args, None)
-    train_questions = read(args, "train", args.train_file) if args.do_train else None
-    dev_questions = read(args, "dev", args.predict_file) if args.do_eval else None
+    train_questions = read(args, "train", "train_file") if args.do_train else None
+    dev_questions = read(args, "dev", "predict_file") if args.do_eval else None
 
     from emmental import experiment
     from emmental.data.cache import cache_folder

@@ -363,7 +363,9 @@ class SquadArguments(CommonArguments):
 
     train_file: str = flag("", "SQuAD JSON to train on; default: rajpurkar/squad from the Hub", affects_training=False)
     predict_file: str = flag("", "SQuAD JSON to evaluate on; default likewise", affects_training=False)
-    data_dir: str = flag("", "folder of train-v1.1.json and dev-v1.1.json (v2.0 likewise)", affects_training=False)
+    data_dir: str = flag(
+        "", "folder of train-v1.1.json and dev-v1.1.json, or of the files above", affects_training=False
+    )
     max_seq_length: int = flag(384, "longest window, question included, in tokens")
     doc_stride: int = flag(128, "tokens between the starts of two windows of a passage")
     max_query_length: int = flag(64, "longest question in tokens; the rest is truncated")

@@ -71,6 +71,16 @@ class Windows:
     skipped: list[tuple[str, str]]
 
 
+def locate(flag: str, name: str, data_dir: str) -> Path:
+    """The file that `flag` names: as it is given, else in `data_dir`. InputError names both places."""
+    given, inside = Path(name), Path(data_dir, name)
+    if given.exists() or given == inside:
+        return given
+    if not inside.exists():
+        raise InputError(f"{flag} {name}: no such file, neither {given.absolute()} nor {inside}")
+    return inside
+
+
 def read(path: str | Path, version_2: bool) -> Questions:
     """The questions of an official SQuAD file; a v2.0 file needs `version_2`. Raises InputError, in one line."""
     try:
@@ -281,7 +291,10 @@ def _most_context(begins: np.ndarray, ends: np.ndarray, tokens: int) -> np.ndarr
     as released (D18, transformers' _new_check_is_max_context): the lesser of the contexts left and right, and a
     hundredth of the window's length.
     """
-    position = np.arange(tokens)
-    left, right = position - begins[:, None], ends[:, None] - 1 - position
-    score = np.minimum(left, right) + 0.01 * (ends - begins)[:, None]
-    return np.where((left >= 0) & (right >= 0), score, -np.inf).argmax(axis=0)
+    best, chosen = np.full(tokens, -np.inf), np.zeros(tokens, dtype=np.int32)
+    for number, (begin, end) in enumerate(zip(begins.tolist(), ends.tolist(), strict=True)):
+        position = np.arange(begin, end)
+        score = np.minimum(position - begin, end - 1 - position) + 0.01 * (end - begin)
+        better = score > best[begin:end]
+        best[begin:end][better], chosen[begin:end][better] = score[better], number
+    return chosen

@@ -3,6 +3,7 @@
 import json
 import random
 import string
+import tracemalloc
 
 import datasets
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizerFast
 
-from emmental.data.squad import Question, Questions, check_lengths, from_hub, read, windows
+from emmental.data.squad import Question, Questions, check_lengths, from_hub, locate, read, windows
 from emmental.data.squad_metrics import evaluate, normalize, predict, save
 from emmental.utils.errors import InputError
 
@@ -237,6 +238,21 @@ def test_the_hub_layout_gives_the_same_questions(tmp_path):
 # ---------------------------------------------------------------- windows
 
 
+def test_a_file_is_looked_for_in_the_data_folder_as_well(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "dev.json").touch()
+    assert locate("--predict_file", "dev.json", "data").samefile(data / "dev.json")
+    assert locate("--predict_file", str(data / "dev.json"), "elsewhere") == data / "dev.json"
+    with pytest.raises(InputError) as error:
+        locate("--train_file", "train.json", "data")
+    places = f"neither {tmp_path}/train.json nor data/train.json"
+    assert str(error.value) == f"--train_file train.json: no such file, {places}"
+    (tmp_path / "dev.json").touch()
+    assert locate("--predict_file", "dev.json", "data").samefile(tmp_path / "dev.json")
+
+
 def test_lengths_that_leave_no_room_are_refused():
     check_lengths(max_seq_length=195, doc_stride=128, max_query_length=64)
     with pytest.raises(InputError, match=r"--max_query_length 64 \+ --doc_stride 128 .* --max_seq_length 194"):
@@ -290,6 +306,19 @@ def test_windows_equal_the_released_loops(tmp_path, tokenizer, most, lengths):
         assert made.max_context[of_question].sum() == len(passage)
 
 
+def test_memory_for_a_long_passage_grows_with_its_length(tmp_path, tokenizer):
+    """4,000 and 16,000 words: four times as much, with room for what does not grow, and not sixteen times."""
+    peaks = []
+    for words in (4_000, 16_000):
+        question = Question("q", "mill", " ".join(["mill"] * words), ("mill",), (0,))
+        tracemalloc.start()
+        made = windows(Questions("s", [question]), tokenizer, training=False, cache_dir=tmp_path, **LENGTHS)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert made.max_context.sum() == words
+    assert peaks[1] < 5 * peaks[0]
+
+
 def test_labels_decode_to_the_answer_or_point_at_cls(tmp_path, tokenizer):
     questions = random_questions(2)
     made = windows(questions, tokenizer, training=True, cache_dir=tmp_path, **LENGTHS)
@@ -315,7 +344,7 @@ def test_cached_windows_are_remade_when_anything_they_depend_on_changes(tmp_path
         return len(list(tmp_path.glob("windows-*.arrow")))
 
     assert files() == 1
-    monkeypatch.setattr("emmental.data.squad._cut", None)  # a second call cuts nothing
+    monkeypatch.setattr("emmental.data.squad._make_windows", None)  # a second call cuts nothing
     assert files() == 1
     monkeypatch.undo()
     assert files(doc_stride=5) == 2 and files(max_query_length=4) == 3 and files(max_seq_length=23) == 4

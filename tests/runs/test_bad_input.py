@@ -330,6 +330,10 @@ ROWS = {
     "a score that is none": ("sts-b", ["--data_dir", scores(b"nan")], "unknown label 'nan'"),
     # SQuAD files
     "no such file": ("squad1", ["--train_file", nowhere], "nowhere: cannot be read"),
+    "no such file in the data folder": (
+        *("squad1", ["--train_file", "no-such.json"]),
+        f"--train_file no-such.json: no such file, neither {ROOT / 'no-such.json'} nor ",
+    ),
     "broken JSON": ("squad1", ["--train_file", squad(b'{"data": [')], "bad.json: cannot be read"),
     "JSON of another shape": ("squad1", ["--predict_file", squad(b"[]")], "bad.json: is not as in a SQuAD file"),
     "JSON not UTF-8": ("squad1", ["--train_file", squad(b'{"data": "\xff"}')], "bad.json: cannot be read"),
