@@ -20,7 +20,7 @@ EPOCH=${EPOCH:-10}
 LR=${LR:-3e-5}
 
 METHOD=${METHOD:-topK}
-MASK_LR=${MASK_LR:-1e-2}
+MASK_LR=${MASK_LR:-1e-2}          # needs no search: masks follow ranks, which a factor on it leaves as they are
 case $TASK in                     # WARMUP in steps, about an epoch: published for QQP, ours for MNLI; else one epoch
     qqp | QQP) WARMUP=${WARMUP:-11000} ;;
     mnli | MNLI) WARMUP=${WARMUP:-12000} ;;

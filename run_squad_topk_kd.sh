@@ -19,7 +19,7 @@ EPOCH=${EPOCH:-10}
 LR=${LR:-3e-5}
 
 METHOD=${METHOD:-topK}
-MASK_LR=${MASK_LR:-1e-2}
+MASK_LR=${MASK_LR:-1e-2}          # needs no search: masks follow ranks, which a factor on it leaves as they are
 WARMUP=${WARMUP:-5400}            # steps, about one epoch
 INITIAL_TH=${INITIAL_TH:-1}
 FINAL_TH=${FINAL_TH:-0.1}         # fraction kept
