@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from tests.benchmarks import target, training
+from tests.benchmarks import agreement, growth, target, training
 
 
 @pytest.fixture(autouse=True)
@@ -21,9 +21,9 @@ def one_thread():
 
 def test_both_ways_compute_the_same_and_all_figures_are_written(tmp_path, monkeypatch):
     for name, value in {"COUNTS": (100, 200, 400), "MEASURED": 200, "QQP": 400}.items():
-        monkeypatch.setattr(training, name, value)
-    monkeypatch.setattr(training, "machine_rates", lambda device, dtype: (1e11, 1e10))
-    monkeypatch.setattr(training, "bank_memory", partial(training.bank_memory, count=500))
+        monkeypatch.setattr(growth, name, value)
+    monkeypatch.setattr(growth, "machine_rates", lambda device, dtype: (1e11, 1e10))
+    monkeypatch.setattr(growth, "bank_memory", partial(growth.bank_memory, count=500))
     shape = (
         "--size tiny --device cpu --examples 160 --batch 4 --length 48 --extra 24 --snapshots 3 --steps 1 --encode 64"
     )
@@ -34,7 +34,7 @@ def test_both_ways_compute_the_same_and_all_figures_are_written(tmp_path, monkey
     assert len(results["effects"]) == 4
     assert all(0 < found["grad_norm"] < 0.05 for found in results["effects"].values())
     for part in ("step", "encode"):
-        released, project = (results[part][way]["total"] for way in training.WAYS)
+        released, project = (results[part][way]["total"] for way in growth.WAYS)
         assert results[part]["ratio"] == pytest.approx(released / project)
     assert results["step"]["released"]["teacher forward"] > 0
     assert [cell["extrapolated"] for cell in results["growth"]] == [False] * 4 + [True] * 2
@@ -44,9 +44,9 @@ def test_tf32_keeps_ten_bits_after_the_point():
     step = 2.0**-10
     numbers = torch.tensor([1 + 0.4 * step, 1 + 0.6 * step, 1 + 0.5 * step, 1 + 1.5 * step, -3 - 1.2 * step])
     rounded = [1, 1 + step, 1, 1 + 2 * step, -3 - 2 * step]  # ties to even; steps of 2 beyond 2
-    assert training.RoundedProducts.rounded(numbers).tolist() == rounded
+    assert agreement.RoundedProducts.rounded(numbers).tolist() == rounded
     ones = torch.ones(5, 1)
-    with training.RoundedProducts():
+    with agreement.RoundedProducts():
         assert (numbers[None] @ ones).item() == sum(rounded)
         assert (numbers + 0).tolist() == numbers.tolist()
 
