@@ -39,7 +39,6 @@ def main() -> None:
     from emmental.data.cache import cache_folder
     from emmental.model.inference import predict
     from emmental.model.loading import load_tokenizer
-    from emmental.model.masked_bert import MaskedBertForSequenceClassification
 
     precision = experiment.prepare(args)
     tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path, args.do_lower_case)
@@ -69,7 +68,7 @@ def main() -> None:
     train_set = tokenise(train_rows) if args.do_train else None
     rows = {"train": len(train_rows)} if args.do_train else {}
     rows |= {split: len(read_rows) for split, read_rows in dev_rows.items()}
-    cap_task = experiment.Task(MaskedBertForSequenceClassification, task.labels, train_set, evaluate, rows)
+    cap_task = experiment.Task(task.labels, train_set, evaluate, rows)
     experiment.run(args, cap_task, tokenizer, precision)
 
 

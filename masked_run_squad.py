@@ -40,7 +40,6 @@ def main() -> None:
     from emmental.data.cache import cache_folder
     from emmental.model.inference import predict
     from emmental.model.loading import load_tokenizer
-    from emmental.model.masked_bert import MaskedBertForQuestionAnswering
     from emmental.utils import distributed
 
     precision = experiment.prepare(args)
@@ -87,7 +86,7 @@ def main() -> None:
     rows = {"train": len(train_questions)} if args.do_train else {}
     rows |= {"dev": len(dev_questions)} if args.do_eval else {}
     # as released: the schedule counts from 1 on SQuAD (D13)
-    task = experiment.Task(MaskedBertForQuestionAnswering, None, train_set, evaluate, rows, first_step=1)
+    task = experiment.Task(None, train_set, evaluate, rows, first_step=1)
     experiment.run(args, task, tokenizer, precision)
 
 

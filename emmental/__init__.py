@@ -6,6 +6,8 @@ a moment.
 
 from importlib import import_module
 
+from emmental.model.families import FAMILIES
+
 _HOME = {
     "TopKBinarizer": "pruning.masks",
     "ThresholdBinarizer": "pruning.masks",
@@ -13,9 +15,11 @@ _HOME = {
     "MaskedLinear": "pruning.masked_linear",
     "set_threshold": "pruning.masked_linear",
     "set_packing": "model.packing",
-    "MaskedBertConfig": "model.masked_bert",
-    "MaskedBertForSequenceClassification": "model.masked_bert",
-    "MaskedBertForQuestionAnswering": "model.masked_bert",
+    **{
+        f"Masked{family.prefix}{kind}": "model.masked_model"
+        for family in FAMILIES.values()
+        for kind in ("Config", "ForSequenceClassification", "ForQuestionAnswering")
+    },
     "schedule_threshold": "pruning.schedule",
     "regularization": "pruning.schedule",
     "contrastive_loss": "contrast.loss",

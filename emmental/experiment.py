@@ -22,7 +22,9 @@ from emmental.data.examples import Examples
 from emmental.export.fold import fold
 from emmental.export.model_card import write_card
 from emmental.model import loading
-from emmental.model.masked_bert import MaskedBert, MaskedBertConfig
+from emmental.model.families import is_masked
+from emmental.model.heads import head_of
+from emmental.model.masked_model import MaskedModel
 from emmental.model.packing import set_packing
 from emmental.pruning.counting import count
 from emmental.pruning.masked_linear import set_threshold
@@ -51,7 +53,6 @@ class Task:
     `first_step` the number that the threshold's schedule gives the first step.
     """
 
-    model_class: type[MaskedBert]
     labels: tuple[str, ...] | None
     examples: Examples | None
     evaluate: Evaluate
@@ -94,7 +95,7 @@ def prepare(args: CommonArguments) -> Precision:
 
 def train_and_save(
     args: CommonArguments, task: Task, tokenizer, precision: Precision
-) -> tuple[MaskedBert, dict[str, float]]:
+) -> tuple[MaskedModel, dict[str, float]]:
     """Trains the student and saves it; returns it, and what training and the evaluation after it have to report."""
     output_dir, main = Path(args.output_dir), distributed.rank() == 0
     plan, resumed = args.plan(len(task.examples)), None
@@ -194,14 +195,14 @@ def log_and_evaluate(
     return line
 
 
-def load(args: CommonArguments, task: Task, name: str, precision: Precision, **settings) -> MaskedBert:
+def load(args: CommonArguments, task: Task, name: str, precision: Precision, **settings) -> MaskedModel:
     """Any model of a run: `settings` are loading.load's."""
-    model = loading.load(task.model_class, name, **settings).to(precision.device)
+    model = loading.load(head_of(task.labels), name, **settings).to(precision.device)
     set_packing(model, not args.pad_to_max_length)
     return model
 
 
-def load_student(args: CommonArguments, task: Task, precision: Precision) -> MaskedBert:
+def load_student(args: CommonArguments, task: Task, precision: Precision) -> MaskedModel:
     """The model that the flags describe: masked or dense to be trained, or one to be evaluated as it was saved."""
     torch.manual_seed(args.seed)
     settings: dict = {"alignrep": args.alignrep, "config_name": args.config_name, "trained": not args.do_train}
@@ -213,31 +214,31 @@ def load_student(args: CommonArguments, task: Task, precision: Precision) -> Mas
     if args.do_train and args.masked:
         masks = {name: getattr(args, name) for name in ("pruning_method", "mask_init", "mask_scale")}
         settings |= {**masks, "threshold": None}
-    elif args.do_train or not is_masked(args.config_name or args.model_name_or_path):
+    elif args.do_train or not is_masked(saved_config(args.config_name or args.model_name_or_path)["model_type"]):
         settings["pruning_method"] = None
     return load(args, task, args.model_name_or_path, precision, **settings)
 
 
-def is_masked(name: str) -> bool:
-    return MaskedBertConfig.get_config_dict(name)[0]["model_type"] == "masked_bert"
+def saved_config(name: str) -> dict:
+    return transformers.PretrainedConfig.get_config_dict(name)[0]
 
 
-def load_teacher(args: CommonArguments, task: Task, precision: Precision) -> MaskedBert:
-    as_saved = {} if args.teacher_type == "masked_bert" else {"pruning_method": None}
+def load_teacher(args: CommonArguments, task: Task, precision: Precision) -> MaskedModel:
+    as_saved = {} if is_masked(args.teacher_type) else {"pruning_method": None}
     return load(args, task, args.teacher_name_or_path, precision, alignrep=args.alignrep, **as_saved)
 
 
 def resume_fingerprint(args: CommonArguments, plan: Plan, examples: Examples) -> dict:
     """What a resumed run must have in common with the one it goes on from; of batch and processes, the product."""
     fixed = {item.name: getattr(args, item.name) for item in fields(args) if item.metadata["affects_training"]}
-    config, _ = MaskedBertConfig.get_config_dict(args.config_name or args.model_name_or_path)
+    config = saved_config(args.config_name or args.model_name_or_path)
     data = [examples.input_ids.tobytes(), *(labels.numpy().tobytes() for labels in examples.labels)]
     digests = {"model_config": zlib.crc32(repr(sorted(config.items())).encode()), "data": zlib.crc32(b"".join(data))}
     return {**fixed, "global_batch_size": plan.batch_size, "examples": len(examples), **digests}
 
 
 def initial_state(
-    args: CommonArguments, task: Task, model: MaskedBert, plan: Plan, fingerprint: dict, precision: Precision
+    args: CommonArguments, task: Task, model: MaskedModel, plan: Plan, fingerprint: dict, precision: Precision
 ) -> checkpoint.TrainingState:
     """A run's state at its start: the three objects of a step, and the empty banks."""
     warmup_steps = plan.warmup_steps(args.warmup_steps, args.warmup_epochs)
@@ -305,7 +306,7 @@ def build_objective(args: CommonArguments, task: Task) -> Objective:
 def fill_teacher_bank(
     args: CommonArguments,
     state: checkpoint.TrainingState,
-    teacher: MaskedBert | None,
+    teacher: MaskedModel | None,
     examples: Examples,
     precision: Precision,
     resumed: Path | None,
@@ -319,7 +320,7 @@ def fill_teacher_bank(
     return fill_from_teacher(bank, teacher, examples, precision)
 
 
-def target_report(args: CommonArguments, model: MaskedBert) -> dict[str, float]:
+def target_report(args: CommonArguments, model: MaskedModel) -> dict[str, float]:
     """What remains at the final threshold, before calibration, if a target was given; and whether that is near it."""
     if not (args.target_sparsity and args.masked):
         return {}

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from emmental.contrast.bank import Bank
 from emmental.data.examples import Examples
 from emmental.model.inference import map_examples, predict
-from emmental.model.masked_bert import MaskedBert
+from emmental.model.masked_model import MaskedModel
 from emmental.utils import distributed
 from emmental.utils.files import atomic_write, digest
 from emmental.utils.precision import Precision
@@ -18,7 +18,7 @@ TEACHER_LOGITS = "teacher-logits.safetensors"
 
 
 def fill_from_teacher(
-    bank: Bank, teacher: MaskedBert, examples: Examples, precision: Precision
+    bank: Bank, teacher: MaskedModel, examples: Examples, precision: Precision
 ) -> tuple[torch.Tensor, ...]:
     """Fills the FiC bank, and returns the teacher's logits, which are kept beside it."""
     logits, representations = predict(teacher, examples, precision, "teacher")
@@ -39,7 +39,7 @@ def restore_from_teacher(bank: Bank, files: dict[str, list[int]]) -> tuple[torch
 
 
 def encode_epoch(
-    epoch: int, banks: dict[str, Bank], model: MaskedBert, examples: Examples, precision: Precision
+    epoch: int, banks: dict[str, Bank], model: MaskedModel, examples: Examples, precision: Precision
 ) -> None:
     """PrC before the first epoch: the pre-trained model; SnC at the start of each later one: a snapshot.
 

@@ -9,23 +9,23 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
+from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from emmental.export.sparse_format import rounded, save_sparse
-from emmental.model.masked_bert import MaskedBert, MaskedBertConfig, MaskedBertForQuestionAnswering
+from emmental.model.families import family_of
+from emmental.model.masked_model import HEADS, MaskedModel, plain_class
 from emmental.model.validation import TOKENIZER_FILES
 from emmental.pruning.masked_linear import masked_linears
 
 
 @torch.no_grad()
-def fold(model: MaskedBert) -> BertForSequenceClassification | BertForQuestionAnswering:
-    """transformers' plain BERT with the model's present masks multiplied into its weights."""
-    config = BertConfig(**{k: v for k, v in model.config.to_dict().items() if k not in MaskedBertConfig.OWN})
-    plain = (
-        BertForQuestionAnswering if isinstance(model, MaskedBertForQuestionAnswering) else BertForSequenceClassification
-    )
-    folded = plain(config)
+def fold(model: MaskedModel) -> PreTrainedModel:
+    """transformers' plain model with the present masks multiplied into its weights."""
+    family = family_of(model.config.model_type)
+    head = next(head for head, (kind, _) in HEADS.items() if isinstance(model, kind))
+    values = {name: value for name, value in model.config.to_dict().items() if name not in model.config.OWN}
+    folded = plain_class(family, head)(plain_class(family, "Config")(**values))
     weights = {name: x for name, x in model.state_dict().items() if not name.endswith("mask_scores")}
     for name, linear in masked_linears(model).items():
         weights[f"{name}.weight"] = linear.eval().masked_weight()
@@ -33,7 +33,7 @@ def fold(model: MaskedBert) -> BertForSequenceClassification | BertForQuestionAn
     return folded.eval()
 
 
-def save_folded(model: MaskedBert, source: Path, target: Path, form: str, dtype: str, compacted: bool) -> str:
+def save_folded(model: MaskedModel, source: Path, target: Path, form: str, dtype: str, compacted: bool) -> str:
     """Writes the model with its masks folded in, as transformers' plain BERT, and the tokenizer of `source`.
 
     `form` and `dtype` as in export.sparse_format; `compacted` removes idle feed-forward neurons where all layers can
@@ -54,7 +54,7 @@ def save_folded(model: MaskedBert, source: Path, target: Path, form: str, dtype:
     if form == "sparse":
         stored = save_sparse(state, config, target, dtype)
     else:
-        smaller = type(plain)(BertConfig(**config))
+        smaller = type(plain)(type(plain.config)(**config))
         smaller.to(getattr(torch, dtype)).load_state_dict(rounded(state, dtype))
         smaller.save_pretrained(target)
         stored = smaller.state_dict()

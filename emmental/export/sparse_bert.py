@@ -20,7 +20,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutput
 
 from emmental.export.sparse_format import FILE, read_sparse, read_tensors
-from emmental.model.masked_bert import PADDING_LOGIT
+from emmental.model.masked_model import PADDING_LOGIT
 from emmental.utils.errors import InputError
 
 MODELS = {model.__name__: model for model in (BertForSequenceClassification, BertForQuestionAnswering)}

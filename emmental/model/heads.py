@@ -5,13 +5,18 @@ from emmental.utils.errors import InputError, print_once
 ANSWERS, CLASSIFIES = "QuestionAnswering", "SequenceClassification"  # in the name of an architecture
 
 
+def head_of(labels: tuple[str, ...] | None) -> str:
+    """The kind of head that a task needs; `labels` as in check_head."""
+    return ANSWERS if labels is None else CLASSIFIES
+
+
 def check_head(where: str, config: dict, labels: tuple[str, ...] | None) -> None:
     """Refuses a model whose head is of another kind, or has other labels, than the task.
 
     `where` names the flag and the model; `labels` are the task's label names in order, () for a regression, None for a
     span. Names that cannot be compared are taken as being in the right order, with a line that says so.
     """
-    kind = ANSWERS if labels is None else CLASSIFIES
+    kind = head_of(labels)
     if kind not in str(config.get("architectures") or kind):
         wrong = "does not answer questions" if labels is None else "is no sequence classifier"
         raise InputError(f"{where}: {config['architectures']} {wrong}")

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize, pad
 from tqdm import tqdm
 
 from emmental.data.examples import Examples
-from emmental.model.masked_bert import PADDING_LOGIT, MaskedBert
+from emmental.model.masked_model import PADDING_LOGIT, MaskedModel
 from emmental.utils import distributed
 from emmental.utils.precision import Precision
 
@@ -68,7 +68,7 @@ def map_examples(
 
 
 def predict(
-    model: MaskedBert, examples: Examples, precision: Precision, title: str
+    model: MaskedModel, examples: Examples, precision: Precision, title: str
 ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
     """A model's logits of a set, each (examples, classes), and its representations as banks hold them.
 

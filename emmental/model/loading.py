@@ -8,34 +8,36 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from emmental.model.masked_bert import (
-    MaskedBert,
-    MaskedBertConfig,
-    MaskedBertForQuestionAnswering,
-    MaskedBertForSequenceClassification,
-)
+from emmental.model.families import check_family, family_of
+from emmental.model.heads import ANSWERS, CLASSIFIES
+from emmental.model.masked_model import MaskedConfig, MaskedModel, masked_class
 from emmental.pruning.masked_linear import set_threshold
 from emmental.utils.errors import InputError, print_once
 
-HEADS = ("classifier.", "qa_outputs.")
+
+def load_config(name: str, **settings) -> MaskedConfig:
+    """The config of a model, masked or not, as its family's masked model needs it, with `settings` in place of its."""
+    family = check_family(name, transformers.PretrainedConfig.get_config_dict(name)[0].get("model_type"))
+    return masked_class(family, "Config").from_pretrained(name, **settings)
 
 
-def load(
-    model_class: type[MaskedBert], name: str, config_name: str = "", *, trained: bool = True, **settings
-) -> MaskedBert:
+def load(head: str, name: str, config_name: str = "", *, trained: bool = True, **settings) -> MaskedModel:
     """A model by transformers' `from_pretrained`, with `settings` in place of its config's.
 
-    InputError where it cannot be loaded, or weights are missing or of another shape; of one that is not `trained` yet
-    scores, pooler and head may be missing, and the head may be another.
+    `head` is one of masked_model.HEADS. InputError where it cannot be loaded, or weights are missing or of another
+    shape; of one that is not `trained` yet scores, pooler and head may be missing, and the head may be another.
     """
     options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        config = MaskedBertConfig.from_pretrained(config_name or name, **settings)
+        config = load_config(config_name or name, **settings)
+        model_class = masked_class(family_of(config.model_type), head)
         model, loading_info = model_class.from_pretrained(name, config=config, **options)
+    except InputError:
+        raise
     except Exception as error:  # transformers, safetensors and torch's unpickler share no base class
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise InputError(f"{name}: the model cannot be loaded ({reason})") from error
-    new = () if trained else ("bert.pooler.", *HEADS)
+    new = () if trained else model.family.new_weights
     shapes = {key: f"{list(theirs)} instead of {list(ours)}" for key, theirs, ours in loading_info["mismatched_keys"]}
     wrong = sorted(key for key in shapes if not key.startswith(new))
     if wrong:
@@ -51,7 +53,7 @@ def load(
     return model
 
 
-def report_new_weights(name: str, model: MaskedBert, loading_info: dict) -> None:
+def report_new_weights(name: str, model: MaskedModel, loading_info: dict) -> None:
     """Says where a model that is to be trained starts with a new head, or with scores that were trained before."""
     for key, theirs, ours in loading_info["mismatched_keys"]:
         if key.endswith(".weight"):
@@ -73,7 +75,7 @@ def load_tokenizer(name: str, do_lower_case: bool):
         raise InputError(f"{name}: the tokenizer cannot be loaded ({reason})") from error
 
 
-def load_masked(directory: str, pruning_method: str | None = None, threshold: float | None = None) -> MaskedBert:
+def load_masked(directory: str, pruning_method: str | None = None, threshold: float | None = None) -> MaskedModel:
     """The masked model of a folder, its masks made; a method or threshold given here wins over the config's.
 
     InputError where weights or scores are missing, or are not this model's.
@@ -82,13 +84,13 @@ def load_masked(directory: str, pruning_method: str | None = None, threshold: fl
     saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     given = {"pruning_method": pruning_method, "threshold": threshold}
     settings = saved | {name: value for name, value in given.items() if value is not None}
-    kinds = (MaskedBertForSequenceClassification, MaskedBertForQuestionAnswering)
-    architecture = (saved.get("architectures") or [kinds[0].__name__])[0]
-    kind = {kind.__name__: kind for kind in kinds}.get(architecture)
-    if kind is None:
-        raise InputError(f"{folder}: architecture {architecture}, not one of {', '.join(k.__name__ for k in kinds)}")
+    family = check_family(str(folder), saved.get("model_type"))
+    classes = {kind.__name__: kind for kind in (masked_class(family, head) for head in (CLASSIFIES, ANSWERS))}
+    architecture = (saved.get("architectures") or list(classes))[0]
+    if architecture not in classes:
+        raise InputError(f"{folder}: architecture {architecture}, not one of {', '.join(classes)}")
     try:
-        model = kind(MaskedBertConfig.from_dict(settings))
+        model = classes[architecture](masked_class(family, "Config").from_dict(settings))
     except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
         raise InputError(f"{folder / 'config.json'}: {_first_line(error)}") from None
     weights, expected = read_weights(folder), model.state_dict()

@@ -113,7 +113,7 @@ def packed_attention(module, query, key, value, attention_mask, dropout=0.0, sca
     return packing.attend(*tokens, dropout, scaling)[None], None
 
 
-def first_tokens(layer: nn.Module, hidden: torch.Tensor, packing: Packing) -> torch.Tensor:
+def bert_first_tokens(layer: nn.Module, hidden: torch.Tensor, packing: Packing) -> torch.Tensor:
     """A BERT layer's output for the first token of each text alone, (1, tokens, hidden) -> (batch, hidden)."""
     tokens, attending = hidden[0], layer.attention.self
     first = tokens.index_select(0, packing.first)
@@ -123,6 +123,9 @@ def first_tokens(layer: nn.Module, hidden: torch.Tensor, packing: Packing) -> to
     context = packing.attend(*(x.unflatten(-1, heads) for x in (query, key, value)), p, attending.scaling)
     return layer.feed_forward_chunk(layer.attention.output(context.flatten(1), first)).index_select(0, packing.inverse)
 
+
+# How a layer's first tokens alone are computed, by the names of its modules; a family without an entry computes all.
+FIRST_TOKENS = {"bert": bert_first_tokens}
 
 AttentionInterface.register(ATTENTION, packed_attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # for whoever calls the inner BertModel with a padded batch

@@ -36,10 +36,10 @@ class Count:
 
 
 def count(model: nn.Module) -> Count:
-    """Counts a masked BERT's present masks."""
-    linears = masked_linears(model.bert.encoder)
-    matrices = {f"bert.encoder.{name}.weight": (kept_weights(x), x.weight.numel()) for name, x in linears.items()}
-    encoder = dict(model.bert.encoder.named_parameters())
+    """Counts a masked model's present masks."""
+    linears = masked_linears(model)
+    matrices = {f"{name}.weight": (kept_weights(x), x.weight.numel()) for name, x in linears.items()}
+    encoder = dict(model.encoder.named_parameters())
     unmasked = sum(p.numel() for name, p in encoder.items() if not name.endswith("mask_scores"))
     return Count(matrices, unmasked - sum(total for _, total in matrices.values()))
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from emmental.contrast.bank import Bank
-from emmental.model.masked_bert import MaskedBert
+from emmental.model.masked_model import MaskedModel
 from emmental.pruning.schedule import MaskSchedule
 from emmental.training.logs import Losses
 from emmental.training.loop import Progress
@@ -35,7 +35,7 @@ STATE, TENSORS = "state.json", "training_state.safetensors"
 class TrainingState:
     """What a run goes on from."""
 
-    model: MaskedBert
+    model: MaskedModel
     optimizer: Optimizer
     masks: MaskSchedule | None  # None: a dense model
     progress: Progress

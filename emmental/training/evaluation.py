@@ -3,17 +3,17 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from emmental.model.masked_bert import MaskedBert
+from emmental.model.masked_model import MaskedModel
 from emmental.pruning.counting import count, heat_map
 from emmental.training import checkpoint
 from emmental.training.logs import Log
 from emmental.training.loop import StepResult
 from emmental.utils.files import write_json
 
-Evaluate = Callable[[MaskedBert, Path], dict[str, float]]  # a model and the folder for its files -> metrics by name
+Evaluate = Callable[[MaskedModel, Path], dict[str, float]]  # a model and the folder for its files -> metrics by name
 
 
-def scalars(model: MaskedBert, done: StepResult, losses: dict[str, float]) -> dict[str, float]:
+def scalars(model: MaskedModel, done: StepResult, losses: dict[str, float]) -> dict[str, float]:
     """One log line: the schedule, what remains, the learning rates, the mean of every loss part."""
     line = {"learning_rate/weights": done.learning_rates["weights"], "grad_norm": float(done.grad_norm)}
     if model.config.pruning_method is not None:
@@ -23,7 +23,7 @@ def scalars(model: MaskedBert, done: StepResult, losses: dict[str, float]) -> di
     return line | losses
 
 
-def log_evaluation(log: Log, step: int, model: MaskedBert, results: dict[str, float]) -> None:
+def log_evaluation(log: Log, step: int, model: MaskedModel, results: dict[str, float]) -> None:
     """The results of an evaluation at `step`, and the picture of what remains."""
     if model.config.pruning_method is not None:
         counted = count(model)
@@ -33,7 +33,7 @@ def log_evaluation(log: Log, step: int, model: MaskedBert, results: dict[str, fl
 
 
 def evaluate_checkpoints(
-    output_dir: Path, load: Callable[[Path], MaskedBert], evaluate: Evaluate
+    output_dir: Path, load: Callable[[Path], MaskedModel], evaluate: Evaluate
 ) -> dict[str, dict[str, float]]:
     """The results of every complete checkpoint of `output_dir`, by its step; `load` loads the model of a folder."""
     folders = reversed(list(checkpoint.complete(output_dir)))

@@ -16,7 +16,7 @@ from emmental.data import glue
 from emmental.data.batches import Plan
 from emmental.data.examples import Examples
 from emmental.model import loading
-from emmental.model.masked_bert import MaskedBertConfig, MaskedBertForSequenceClassification
+from emmental.model.masked_model import MaskedBertConfig, MaskedBertForSequenceClassification
 from emmental.pruning.masked_linear import masked_linears
 
 SIZES = {

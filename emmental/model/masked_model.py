@@ -1,40 +1,41 @@
-"""transformers' own BERT with masked encoder linears and one representation of each text.
+"""transformers' own encoders with masked linears and one representation of each text.
 
 The student is masked; with `pruning_method` None the same code is the dense teacher. Of a masked model only the
 encoder's matrices are masked: embeddings are frozen, pooler and head stay dense and are trained (arXiv 2005.07683,
 section 5). The representation is what the contrastive losses align (arXiv 2112.07198): the anchor comes from `forward`,
-the bank rows from `encode`.
+the bank rows from `encode`. The classes are made from model.families: MaskedBertConfig,
+MaskedBertForSequenceClassification, MaskedBertForQuestionAnswering, and so on.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import torch
+import transformers
 from torch import nn
 from torch.nn.functional import normalize
-from transformers import (
-    AutoConfig,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    BertConfig,
-)
+from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ModelOutput
-from transformers.models.bert.modeling_bert import BertModel, BertPreTrainedModel
 
 from emmental.model.dropout import swap_dropout
-from emmental.model.packing import ATTENTION, Packing, first_tokens
+from emmental.model.families import FAMILIES, MASKED, Family
+from emmental.model.heads import ANSWERS, CLASSIFIES
+from emmental.model.packing import ATTENTION, FIRST_TOKENS, Packing
 from emmental.pruning.masked_linear import MaskedLinear, mask_linears, masked_linears
 
 PADDING_LOGIT = -1e4  # e^-10000 is 0 in every precision, and stays finite through a temperature
 
 
-class MaskedBertConfig(BertConfig):
-    """BERT's config, how its encoder is masked (`pruning_method` None: not at all), and what represents a text.
+@dataclass(kw_only=True)
+class MaskedConfig:
+    """What a masked model's config adds: how its encoder is masked (`pruning_method` None: not at all), and what
+    represents a text.
 
     `threshold` is None until training; then the final one, at which a loaded model evaluates.
     """
 
-    model_type = "masked_bert"
     OWN: ClassVar = ("model_type", "pruning_method", "mask_init", "mask_scale", "alignrep", "threshold")
 
     pruning_method: str | None = "topK"
@@ -70,8 +71,8 @@ class SpanOutput(ModelOutput):
         return self.start_logits, self.end_logits
 
 
-class MaskedEncoderBert(BertModel):
-    """BertModel that also initialises scores: from_pretrained asks the innermost model that holds a module."""
+class ScoreInit:
+    """Initialises scores with the weights, for the inner model: from_pretrained asks the innermost that holds one."""
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -80,21 +81,30 @@ class MaskedEncoderBert(BertModel):
             module.reset_scores()
 
 
-class MaskedBert(BertPreTrainedModel):
-    """What both models share: the masked encoder, packing and the representation."""
+@cache
+def with_score_init(inner: type) -> type:
+    return type(f"Masked{inner.__name__}", (ScoreInit, inner), {"__module__": __name__})
 
-    config_class = MaskedBertConfig
+
+class MaskedModel:
+    """What all masked models share: the masked encoder, packing and the representation.
+
+    To be mixed in before one of transformers' own models with a head, whose modules and names are kept.
+    """
+
+    family: ClassVar[Family]
     packing = True
 
-    def __init__(self, config: MaskedBertConfig, add_pooling_layer: bool):
+    def __init__(self, config: MaskedConfig):
         super().__init__(config)
         config._attn_implementation = ATTENTION
-        self.bert = MaskedEncoderBert(config, add_pooling_layer=add_pooling_layer)
+        self.base_model.__class__ = with_score_init(type(self.base_model))
         if config.pruning_method is not None:
-            mask_linears(self.bert.encoder, config.pruning_method, config.mask_init, config.mask_scale)
-        swap_dropout(self.bert)
+            mask_linears(self.encoder, config.pruning_method, config.mask_init, config.mask_scale)
+            self.post_init()  # once more, for the linears that are new
+        swap_dropout(self.base_model)
         self.freeze_embeddings()
-        for linear in masked_linears(self.bert).values():
+        for linear in masked_linears(self.encoder).values():
             linear.threshold = config.threshold
 
     @classmethod
@@ -103,10 +113,20 @@ class MaskedBert(BertPreTrainedModel):
         (loaded[0] if isinstance(loaded, tuple) else loaded).freeze_embeddings()
         return loaded
 
+    @property
+    def encoder_name(self) -> str:
+        """The path of the encoder, all of whose linears are masked."""
+        return f"{self.base_model_prefix}.{self.family.encoder}"
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.get_submodule(self.encoder_name)
+
     def freeze_embeddings(self) -> None:
         """Freezes a masked model's embeddings; again after from_pretrained, which makes new parameters."""
         if self.config.pruning_method is not None:
-            self.bert.embeddings.requires_grad_(False)
+            for name in self.family.embeddings:
+                getattr(self.base_model, name).requires_grad_(False)
 
     def hidden_states(
         self, input_ids, attention_mask=None, token_type_ids=None, *, first_alone: bool = False
@@ -117,28 +137,39 @@ class MaskedBert(BertPreTrainedModel):
         finite representation. `first_alone` says that only first tokens will be read; with packing on nothing else is
         computed in the last layer, and the length is 1.
         """
-        device = self.bert.embeddings.word_embeddings.weight.device
+        device = self.base_model.get_input_embeddings().weight.device
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         attention_mask = (attention_mask != 0).long()
         attention_mask[:, :1] = 1
-        positions = torch.arange(input_ids.shape[1], device=device).expand_as(input_ids)
-        token_type_ids = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        inputs = [x.to(device, non_blocking=True) for x in (input_ids, token_type_ids, positions)]
+        inputs = {"input_ids": input_ids, "position_ids": self.position_ids(input_ids, device)}
+        if self.family.token_types:
+            inputs["token_type_ids"] = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        inputs = {name: x.to(device, non_blocking=True) for name, x in inputs.items()}
         if self.packing:
             packing = Packing(attention_mask, device)
-            inputs = [packing.pack(x) for x in inputs]
+            inputs = {name: packing.pack(x) for name, x in inputs.items()}
         attention_mask = attention_mask.to(device, non_blocking=True)
-        embedded = self.bert.embeddings(input_ids=inputs[0], token_type_ids=inputs[1], position_ids=inputs[2])
+        embedded = self.base_model.embeddings(**inputs)
         if self.packing and first_alone:
-            *layers, last = self.bert.encoder.layer
+            *layers, last = self.encoder.layer
             for layer in layers:
                 embedded = layer(embedded, packing=packing)
-            return first_tokens(last, embedded, packing)[:, None], attention_mask
+            return FIRST_TOKENS[self.family.first_tokens](last, embedded, packing)[:, None], attention_mask
         if self.packing:
-            return packing.unpack(self.bert.encoder(embedded, packing=packing).last_hidden_state), attention_mask
+            return packing.unpack(self.encoder(embedded, packing=packing).last_hidden_state), attention_mask
         keys = attention_mask.bool()[:, None, None]
-        return self.bert.encoder(embedded, attention_mask=keys).last_hidden_state, attention_mask
+        return self.encoder(embedded, attention_mask=keys).last_hidden_state, attention_mask
+
+    def position_ids(self, input_ids: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """The position of each token, (batch, length)."""
+        return torch.arange(input_ids.shape[1], device=device).expand_as(input_ids)
+
+    def through(self, steps: tuple[str, ...], x: torch.Tensor) -> torch.Tensor:
+        """`x` through some of the head's modules and activations, as the family's entry names them."""
+        for step in steps:
+            x = (ACT2FN[step] if step in ACT2FN else self.get_submodule(step))(x)
+        return x
 
     def represent(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """(batch, length, hidden) -> (batch, hidden): `alignrep`'s pooling, before any dropout."""
@@ -154,35 +185,25 @@ class MaskedBert(BertPreTrainedModel):
         return normalize(self.represent(hidden, attention_mask).float(), dim=-1)
 
 
-class MaskedBertForSequenceClassification(MaskedBert):
+class MaskedClassifier(MaskedModel):
     """A sentence or sentence pair -> `config.num_labels` logits."""
 
-    def __init__(self, config: MaskedBertConfig):
-        super().__init__(config, add_pooling_layer=True)
-        p = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-        self.dropout = nn.Dropout(p)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
-
     def first_token(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.bert.pooler(hidden)  # as released: `cls` is the tanh pooler's output here (D6)
+        # as released: `cls` is the tanh pooler's output here (D6), in general what the head's last linear reads
+        return self.through(self.family.features, hidden[:, 0])
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None) -> ClassificationOutput:
         inputs = input_ids, attention_mask, token_type_ids
         hidden, attention_mask = self.hidden_states(*inputs, first_alone=self.config.alignrep == "cls")
-        pooled = self.dropout(self.bert.pooler(hidden))
+        features = self.get_submodule(self.family.dropout)(self.first_token(hidden))
         # as released: the cls anchor is taken after dropout, mean-pooling has none of its own (D5)
-        anchor = pooled if self.config.alignrep == "cls" else self.represent(hidden, attention_mask)
-        return ClassificationOutput(logits=self.classifier(pooled), representation=anchor)
+        anchor = features if self.config.alignrep == "cls" else self.represent(hidden, attention_mask)
+        logits = self.get_submodule(self.family.classifier)(features)
+        return ClassificationOutput(logits=logits, representation=anchor)
 
 
-class MaskedBertForQuestionAnswering(MaskedBert):
+class MaskedAnswerer(MaskedModel):
     """A question and a window of a passage -> logits of the answer's first and last token."""
-
-    def __init__(self, config: MaskedBertConfig):
-        super().__init__(config, add_pooling_layer=False)
-        self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
 
     def first_token(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden[:, 0]  # as released: `cls` is the raw hidden state here, there is no pooler (D6)
@@ -190,13 +211,43 @@ class MaskedBertForQuestionAnswering(MaskedBert):
     def forward(self, input_ids, attention_mask=None, token_type_ids=None) -> SpanOutput:
         """With packing on, padding is no part of the span: its logits are -10000. Off, it is, as released (D37)."""
         hidden, attention_mask = self.hidden_states(input_ids, attention_mask, token_type_ids)
-        logits = self.qa_outputs(hidden)
+        logits = self.through(self.family.span_head, hidden)
         if self.packing:
             logits = logits.masked_fill(attention_mask[..., None] == 0, PADDING_LOGIT)
         start, end = logits.unbind(-1)
         return SpanOutput(start_logits=start, end_logits=end, representation=self.represent(hidden, attention_mask))
 
 
-AutoConfig.register("masked_bert", MaskedBertConfig)
-AutoModelForSequenceClassification.register(MaskedBertConfig, MaskedBertForSequenceClassification)
-AutoModelForQuestionAnswering.register(MaskedBertConfig, MaskedBertForQuestionAnswering)
+HEADS = {
+    CLASSIFIES: (MaskedClassifier, AutoModelForSequenceClassification),
+    ANSWERS: (MaskedAnswerer, AutoModelForQuestionAnswering),
+}
+
+
+def plain_class(family: str, kind: str) -> type:
+    """transformers' own class of a family; `kind` is one of HEADS, or "Config"."""
+    prefix = FAMILIES[family].prefix
+    return getattr(transformers, f"{prefix}Config" if kind == "Config" else f"{prefix}For{kind}")
+
+
+@cache
+def masked_class(family: str, kind: str) -> type:
+    """The masked class of a family, named as transformers' own with Masked before it; `kind` as in plain_class."""
+    plain = plain_class(family, kind)
+    about = {"__module__": __name__, "__qualname__": f"Masked{plain.__name__}"}
+    if kind == "Config":
+        bases, about["model_type"], about["__doc__"] = (MaskedConfig, plain), MASKED + family, MaskedConfig.__doc__
+    else:
+        bases, about["__doc__"] = (HEADS[kind][0], plain), HEADS[kind][0].__doc__
+        about |= {"family": FAMILIES[family], "config_class": masked_class(family, "Config")}
+    return type(about["__qualname__"], bases, about)
+
+
+for _family in FAMILIES:
+    _config = masked_class(_family, "Config")
+    globals()[_config.__name__] = _config
+    AutoConfig.register(_config.model_type, _config)
+    for _kind, (_, _auto) in HEADS.items():
+        _model = masked_class(_family, _kind)
+        globals()[_model.__name__] = _model
+        _auto.register(_config, _model)
