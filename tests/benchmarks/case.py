@@ -16,6 +16,7 @@ from emmental.data import glue
 from emmental.data.batches import Plan
 from emmental.data.examples import Examples
 from emmental.model import loading
+from emmental.model.heads import CLASSIFIES
 from emmental.model.masked_model import MaskedBertConfig, MaskedBertForSequenceClassification
 from emmental.pruning.masked_linear import masked_linears
 
@@ -107,7 +108,7 @@ def build(options: argparse.Namespace, folder: Path) -> Case:
     for method in ("topK", None):
         settings = {"pruning_method": method, "alignrep": "cls", "num_labels": 2}
         if options.model:
-            models.append(loading.load(MaskedBertForSequenceClassification, name, trained=False, **settings))
+            models.append(loading.load(CLASSIFIES, name, trained=False, **settings))
         else:
             models.append(MaskedBertForSequenceClassification(MaskedBertConfig(**SIZES[options.size], **settings)))
     for linear in masked_linears(models[0]).values():
