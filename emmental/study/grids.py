@@ -103,9 +103,9 @@ GRIDS: dict[str, tuple[Experiment, ...]] = {
             *("qqp", "QQP", 4000),
             rows=tuple(
                 Row(method, 10, (1,), Recipe(epochs, rate))
-                for epochs in (20, 40, 10)
+                for epochs in (10, 20, 40)
                 for rate in ("2e-4", "1e-4", "3e-5")
-                for method in ("CAP-m", "CAP-soft", "movement", "soft movement", "magnitude")
+                for method in ("CAP-m", "movement", "CAP-soft", "soft movement", "magnitude")
             ),
             environment=OFTEN,
             flags=FAST,
