@@ -45,7 +45,7 @@ class Runner:
         """The next cell that is missing, whose teacher is there and that nobody else runs, with its lock."""
         with self.guard:
             finished = self.finished()
-            for cell in self.cells:
+            for cell in sorted(self.cells, key=lambda cell: not self.left(cell)):
                 if cell.name in finished or cell.name in self.taken or cell.name in self.failed:
                     continue
                 if cell.needs in self.failed:
@@ -66,6 +66,10 @@ class Runner:
             gone = finished.keys() | self.taken | self.failed.keys()
             return any(cell.needs and cell.needs not in finished for cell in self.cells if cell.name not in gone)
 
+    def left(self, cell: Cell) -> bool:
+        """Whether a command has ended without its line, as one does whose runner was killed; such come first."""
+        return Path(run_folder(self.places, cell.name), "result.json").exists()
+
     def folder(self, cell: Cell) -> Path:
         return self.places.output / "cells" / cell.name
 
@@ -83,8 +87,8 @@ class Runner:
 
     def run(self, cell: Cell, lock: IO, place: int) -> None:
         """Runs a cell's command to its end and adds its line."""
-        folder, result = self.folder(cell), Path(run_folder(self.places, cell.name)) / "result.json"
-        status = self.execute(cell, lock, place) if not same(folder, cell) or not result.exists() else 0
+        folder, run = self.folder(cell), Path(run_folder(self.places, cell.name))
+        status = 0 if same(folder, cell) and self.left(cell) else self.execute(cell, lock, place)
         if self.stopped and status:
             return
         if status:
@@ -92,7 +96,7 @@ class Runner:
             return
         teacher = self.finished()[cell.needs]["metrics"] if cell.needs else {}
         results.append(self.path, results.result_line(cell, self.places, teacher, "finished"))
-        for rest in (*result.parent.glob("checkpoint-*"), result.parent / "banks"):
+        for rest in (*run.glob("checkpoint-*"), run / "banks"):
             shutil.rmtree(rest, ignore_errors=True)  # what only an unfinished run needs
         self.say(f"finished: {cell.name}")
 
