@@ -36,7 +36,8 @@ def demo_places(output: Path) -> Places:
     """Data and model of the demo, made once."""
     import random
 
-    from emmental.demo.__main__ import pretrain, write_pairs
+    from emmental.demo.__main__ import pretrain
+    from emmental.demo.data import write_pairs
 
     folder = output / "demo"
     if not (folder / "model" / "config.json").exists():

@@ -226,6 +226,20 @@ def test_a_failed_cell_stops_no_other_and_is_still_missing(official, world, tmp_
     assert len(listed.splitlines()) == 1 and "LR=-1" in listed
 
 
+@pytest.mark.slow
+def test_the_demo_grid_runs_as_it_is(tmp_path):
+    """With the model and the data that it makes itself."""
+    command = [sys.executable, "-m", "emmental.study", "demo", "--output_dir", str(tmp_path)]
+    for flags in (["--jobs", "2"], ["--report"]):
+        done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    lines = results.read(tmp_path / "demo.jsonl")
+    assert [line["status"] for line in lines] == ["finished"] * 7
+    (teacher,) = [line for line in lines if line["kind"] == "teacher"]
+    assert teacher["metrics"]["acc"] > 0.8
+    assert "| CAP-m | 6 |" in (tmp_path / "demo.md").read_text()
+
+
 def test_a_lock_ends_with_its_process(tmp_path):
     holder = subprocess.Popen(
         [
