@@ -28,14 +28,15 @@ def main() -> None:
     args.task_name = args.task_name.lower()
     if args.task_name not in glue.TASKS:
         raise InputError(f"--task_name {args.task_name}: one of {', '.join(glue.TASKS)}")
-    task = glue.TASKS[args.task_name]
-    check_models(args, task.labels)
+    kind = glue.TASKS[args.task_name]
+    check_models(args, kind.labels)
     train_rows = read(args, "train") if args.do_train else None
     if args.do_train:
         args.plan(len(train_rows))  # refused here if warm-ups outlast the run
-    dev_rows = {split: read(args, split) for split in task.dev} if args.do_eval else {}
+    dev_rows = {split: read(args, split) for split in kind.dev} if args.do_eval else {}
 
     from emmental import experiment
+    from emmental.build import Task
     from emmental.data.cache import cache_folder
     from emmental.model.inference import predict
     from emmental.model.loading import load_tokenizer
@@ -68,8 +69,8 @@ def main() -> None:
     train_set = tokenise(train_rows) if args.do_train else None
     rows = {"train": len(train_rows)} if args.do_train else {}
     rows |= {split: len(read_rows) for split, read_rows in dev_rows.items()}
-    cap_task = experiment.Task(task.labels, train_set, evaluate, rows)
-    experiment.run(args, cap_task, tokenizer, precision)
+    task = Task(kind.labels, train_set, evaluate, rows)
+    experiment.run(args, task, tokenizer, precision)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ def main() -> None:
     dev_questions = read(args, "dev", "predict_file") if args.do_eval else None
 
     from emmental import experiment
+    from emmental.build import Task
     from emmental.data.cache import cache_folder
     from emmental.model.inference import predict
     from emmental.model.loading import load_tokenizer
@@ -86,7 +87,7 @@ def main() -> None:
     rows = {"train": len(train_questions)} if args.do_train else {}
     rows |= {"dev": len(dev_questions)} if args.do_eval else {}
     # as released: the schedule counts from 1 on SQuAD (D13)
-    task = experiment.Task(None, train_set, evaluate, rows, first_step=1)
+    task = Task(None, train_set, evaluate, rows, first_step=1)
     experiment.run(args, task, tokenizer, precision)
 
 

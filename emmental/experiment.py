@@ -1,63 +1,38 @@
 """What both scripts do once their data are read: load, fill the banks, train, evaluate, save; `run` comes first.
 
-This is the one module below the scripts that knows the flags; it hands every other function the values it needs.
+What the flags describe is made in build.py.
 """
 
 import shutil
 import sys
 import time
-import zlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import transformers
 
 from emmental.arguments import CommonArguments
-from emmental.contrast.bank import Bank
+from emmental.build import Task, build_objective, initial_state, load, load_student, load_teacher, resume_fingerprint
 from emmental.contrast.encoding import fill_from_teacher, restore_from_teacher
 from emmental.data.batches import Plan
 from emmental.data.examples import Examples
 from emmental.export.fold import fold
 from emmental.export.model_card import write_card
-from emmental.model import loading
-from emmental.model.families import is_masked
-from emmental.model.heads import head_of
 from emmental.model.masked_model import MaskedModel
-from emmental.model.packing import set_packing
 from emmental.pruning.counting import count
 from emmental.pruning.masked_linear import set_threshold
-from emmental.pruning.methods import METHODS
-from emmental.pruning.schedule import MaskSchedule
-from emmental.pruning.target_sparsity import LambdaController, score_at
 from emmental.training import checkpoint
 from emmental.training.console import Stop, bars
 from emmental.training.evaluation import Evaluate, evaluate_checkpoints, log_evaluation, scalars, write_results
-from emmental.training.logs import Log, Losses
-from emmental.training.loop import Progress, StepResult, train
-from emmental.training.objective import Classifications, Objective
-from emmental.training.optimizer import Optimizer
+from emmental.training.logs import Log
+from emmental.training.loop import StepResult, train
+from emmental.training.objective import Classifications
 from emmental.utils import distributed
 from emmental.utils.errors import InputError, print_once
 from emmental.utils.files import write_errors, write_json
 from emmental.utils.precision import Precision
-
-
-@dataclass(frozen=True)
-class Task:
-    """What one script knows and the other does not.
-
-    `labels` are the label names in the order of their ids, () for a regression, None for a span; `examples` the
-    training set, None where a model is only evaluated; `rows` how many rows or questions were read, by set;
-    `first_step` the number that the threshold's schedule gives the first step.
-    """
-
-    labels: tuple[str, ...] | None
-    examples: Examples | None
-    evaluate: Evaluate
-    rows: dict[str, int]
-    first_step: int = 0
 
 
 def run(args: CommonArguments, task: Task, tokenizer, precision: Precision) -> None:
@@ -135,16 +110,21 @@ def train_and_save(
     if state.masks:
         state.masks.set_final_masks(model)
     if main:
-        with write_errors(output_dir):
-            (model if args.masked else fold(model)).save_pretrained(output_dir)
-            tokenizer.save_pretrained(output_dir)
-        if not any(output_dir.glob("checkpoint-*")):
-            shutil.rmtree(output_dir / "banks", ignore_errors=True)  # nothing is left that could go on from them
+        save_model(model, tokenizer, output_dir)
     if args.do_eval:
         results = task.evaluate(model, output_dir) | results
         log_evaluation(log, state.progress.step, model, results)
     log.close()
     return model, results
+
+
+def save_model(model: MaskedModel, tokenizer, output_dir: Path) -> None:
+    """Saves a masked model as it is, a dense one as a plain model, and drops banks that no checkpoint needs."""
+    with write_errors(output_dir):
+        (model if model.config.pruning_method else fold(model)).save_pretrained(output_dir)
+        tokenizer.save_pretrained(output_dir)
+    if not any(output_dir.glob("checkpoint-*")):
+        shutil.rmtree(output_dir / "banks", ignore_errors=True)
 
 
 def training_loop(
@@ -193,114 +173,6 @@ def log_and_evaluate(
             state.masks.set_final_masks(state.model)
         log_evaluation(log, done.step, state.model, evaluate(state.model, Path(args.output_dir)))
     return line
-
-
-def load(args: CommonArguments, task: Task, name: str, precision: Precision, **settings) -> MaskedModel:
-    """Any model of a run: `settings` are loading.load's."""
-    model = loading.load(head_of(task.labels), name, **settings).to(precision.device)
-    set_packing(model, not args.pad_to_max_length)
-    return model
-
-
-def load_student(args: CommonArguments, task: Task, precision: Precision) -> MaskedModel:
-    """The model that the flags describe: masked or dense to be trained, or one to be evaluated as it was saved."""
-    torch.manual_seed(args.seed)
-    settings: dict = {"alignrep": args.alignrep, "config_name": args.config_name, "trained": not args.do_train}
-    if task.labels:
-        names = dict(enumerate(task.labels))
-        settings |= {"id2label": names, "label2id": {name: i for i, name in names.items()}}
-    else:
-        settings["num_labels"] = 2 if task.labels is None else 1  # a span's start and end, a regression's value
-    if args.do_train and args.masked:
-        masks = {name: getattr(args, name) for name in ("pruning_method", "mask_init", "mask_scale")}
-        settings |= {**masks, "threshold": None}
-    elif args.do_train or not is_masked(saved_config(args.config_name or args.model_name_or_path)["model_type"]):
-        settings["pruning_method"] = None
-    return load(args, task, args.model_name_or_path, precision, **settings)
-
-
-def saved_config(name: str) -> dict:
-    return transformers.PretrainedConfig.get_config_dict(name)[0]
-
-
-def load_teacher(args: CommonArguments, task: Task, precision: Precision) -> MaskedModel:
-    as_saved = {} if is_masked(args.teacher_type) else {"pruning_method": None}
-    return load(args, task, args.teacher_name_or_path, precision, alignrep=args.alignrep, **as_saved)
-
-
-def resume_fingerprint(args: CommonArguments, plan: Plan, examples: Examples) -> dict:
-    """What a resumed run must have in common with the one it goes on from; of batch and processes, the product."""
-    fixed = {item.name: getattr(args, item.name) for item in fields(args) if item.metadata["affects_training"]}
-    config = saved_config(args.config_name or args.model_name_or_path)
-    data = [examples.input_ids.tobytes(), *(labels.numpy().tobytes() for labels in examples.labels)]
-    digests = {"model_config": zlib.crc32(repr(sorted(config.items())).encode()), "data": zlib.crc32(b"".join(data))}
-    return {**fixed, "global_batch_size": plan.batch_size, "examples": len(examples), **digests}
-
-
-def initial_state(
-    args: CommonArguments, task: Task, model: MaskedModel, plan: Plan, fingerprint: dict, precision: Precision
-) -> checkpoint.TrainingState:
-    """A run's state at its start: the three objects of a step, and the empty banks."""
-    warmup_steps = plan.warmup_steps(args.warmup_steps, args.warmup_epochs)
-    optimizer = Optimizer(
-        model,
-        learning_rate=args.learning_rate,
-        mask_scores_learning_rate=args.mask_scores_learning_rate,
-        weight_decay=args.weight_decay,
-        epsilon=args.adam_epsilon,
-        max_grad_norm=args.max_grad_norm,
-        warmup_steps=warmup_steps,
-        total_steps=plan.total_steps,
-        scale_loss=precision.dtype == torch.float16,
-    )
-    masks = build_mask_schedule(args, task, plan, warmup_steps, optimizer) if args.masked else None
-    names = [*args.banks] + (["finetuned"] if args.needs_teacher and "finetuned" not in args.banks else [])
-    folder, dtype = Path(args.output_dir) / "banks", getattr(torch, args.bank_dtype)
-    # as released snapshots are encoded with dropout on, the pre-trained model and the teacher with dropout off (D8)
-    dropout = {"snapshots": args.snapshot_mode == "train"}
-    banks = {name: Bank(folder, precision.device, dtype, dropout.get(name, False)) for name in names}
-    return checkpoint.TrainingState(model, optimizer, masks, Progress(), Losses(), banks, fingerprint, precision.device)
-
-
-def build_mask_schedule(
-    args: CommonArguments, task: Task, plan: Plan, warmup_steps: int, optimizer: Optimizer
-) -> MaskSchedule:
-    controller = None
-    if args.target_sparsity:
-        controller = LambdaController(
-            args.target_sparsity,
-            score_at(args.final_threshold, METHODS[args.pruning_method]),
-            start=args.initial_warmup * warmup_steps,
-            end=plan.total_steps - args.final_warmup * warmup_steps,
-        )
-    return MaskSchedule(
-        total_steps=plan.total_steps,
-        warmup_steps=warmup_steps,
-        initial_threshold=args.initial_threshold,
-        final_threshold=args.final_threshold,
-        initial_warmup=args.initial_warmup,
-        final_warmup=args.final_warmup,
-        final_lambda=args.final_lambda,
-        first_step=task.first_step,
-        global_cut_every=args.global_topk_frequency_compute if args.global_topk else None,
-        controller=controller,
-        scores_lr=lambda step: optimizer.learning_rates(step)["mask_scores"],
-    )
-
-
-def build_objective(args: CommonArguments, task: Task) -> Objective:
-    return Objective(
-        ce_weight=args.ce_loss_weight if args.masked else 1.0,
-        distill_weight=args.distill_loss_weight,
-        distill_temperature=args.temperature,
-        contrastive_temperature=args.contrastive_temperature,
-        unsupervised_weight=args.cl_unsupervised_loss_weight,
-        # a span or a regression has no labels to contrast by
-        supervised_weight=args.cl_supervised_loss_weight if task.labels else 0.0,
-        normalization=args.cl_normalization,
-        penalty=None if args.regularization == "null" or not args.masked else args.regularization,
-        extra_examples=args.extra_examples,
-    )
 
 
 def fill_teacher_bank(

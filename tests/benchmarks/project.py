@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from emmental import experiment
+from emmental import build
 from emmental.contrast.bank import Bank
 from emmental.contrast.encoding import encode_epoch
 from emmental.data.examples import Examples
@@ -27,7 +27,7 @@ class Project:
     def __init__(self, case: Case, steps: int, dtype: torch.dtype | None, bank_dtype: torch.dtype = torch.float32):
         self.case, self.folder, self.bank_dtype = case, Path(case.args.output_dir), bank_dtype
         self.precision, task = Precision(case.device, dtype), SimpleNamespace(labels=("0", "1"), first_step=0)
-        state = experiment.initial_state(case.args, task, case.student, case.plan, {}, self.precision)
+        state = build.initial_state(case.args, task, case.student, case.plan, {}, self.precision)
         for name, columns in case.columns.items():
             state.banks[name].dtype = bank_dtype
             for column in columns:
@@ -44,7 +44,7 @@ class Project:
         logits = torch.zeros(len(case.examples), some.shape[1])
         logits[torch.from_numpy(index)] = some
         given = case.student, case.examples, state.banks, (logits,), case.plan
-        built = state.masks, experiment.build_objective(case.args, task), state.optimizer
+        built = state.masks, build.build_objective(case.args, task), state.optimizer
         self.steps = loop.train(*given, *built, state.progress, self.precision)
         self.parts = [
             (schedule, "set_threshold", "masks"),
