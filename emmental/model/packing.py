@@ -33,13 +33,19 @@ class Group:
         """(tokens, heads, head size) -> (texts, heads, width, head size), zeros for padding"""
         if self.real is not None:
             texts, width = self.shape
-            tokens = tokens.new_zeros(texts * width, *tokens.shape[1:]).index_copy(0, self.real, tokens)
+            tokens = tokens.new_zeros(texts * width, *tokens.shape[1:]).index_copy_(0, self.real, tokens)
         return tokens.view(*self.shape, *tokens.shape[1:]).transpose(1, 2)
 
     def pack(self, context: torch.Tensor) -> torch.Tensor:
         """(texts, heads, width, head size) -> (tokens, heads, head size)"""
         context = context.transpose(1, 2).flatten(0, 1)
         return context if self.real is None else context.index_select(0, self.real)
+
+    def attend(self, query, key, value, p: float, scaling: float, alone: bool) -> torch.Tensor:
+        """Attention within each text of (tokens, heads, head size); with `alone`, `query` is of first tokens only."""
+        query = query[:, :, None] if alone else self.unpack(query)
+        context = attention(query, self.unpack(key), self.unpack(value), self.keys, p, scaling)
+        return context.squeeze(2) if alone else self.pack(context)
 
 
 class Packing:
@@ -74,21 +80,19 @@ class Packing:
 
     def unpack(self, packed: torch.Tensor) -> torch.Tensor:
         """(1, tokens, ...) -> (batch, length, ...), zeros for padding"""
-        tokens = packed[0]
-        tokens = tokens.new_zeros(self.shape.numel(), *tokens.shape[1:]).index_copy(0, self.real, tokens)
+        tokens = packed.squeeze(0)  # unlike [0] its gradient needs no fill and no copy
+        tokens = tokens.new_zeros(self.shape.numel(), *tokens.shape[1:]).index_copy_(0, self.real, tokens)
         return tokens.view(*self.shape, *tokens.shape[1:])
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, p: float, scaling: float):
         """Attention within each text of (tokens, heads, head size); `query` may be of first tokens alone."""
         alone = len(query) < len(key)
+        if len(self.groups) == 1:
+            return self.groups[0].attend(query, key, value, p, scaling, alone)
         queries = query.split([group.shape[0] if alone else group.tokens for group in self.groups])
         keys, values = (x.split([group.tokens for group in self.groups]) for x in (key, value))
-        contexts = []
-        for group, q, k, v in zip(self.groups, queries, keys, values, strict=True):
-            q = q[:, :, None] if alone else group.unpack(q)
-            context = attention(q, group.unpack(k), group.unpack(v), group.keys, p, scaling)
-            contexts.append(context.squeeze(2) if alone else group.pack(context))
-        return torch.cat(contexts)
+        parts = zip(self.groups, queries, keys, values, strict=True)
+        return torch.cat([group.attend(*part, p, scaling, alone) for group, *part in parts])
 
 
 def attention(query, key, value, keys, p: float, scaling: float) -> torch.Tensor:
@@ -109,13 +113,13 @@ def packed_attention(module, query, key, value, attention_mask, dropout=0.0, sca
     if packing is None:
         context = scaled_dot_product_attention(query, key, value, attention_mask, dropout, scale=scaling)
         return context.transpose(1, 2), None
-    tokens = (x[0].transpose(0, 1) for x in (query, key, value))
+    tokens = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     return packing.attend(*tokens, dropout, scaling)[None], None
 
 
 def bert_first_tokens(layer: nn.Module, hidden: torch.Tensor, packing: Packing) -> torch.Tensor:
     """A BERT layer's output for the first token of each text alone, (1, tokens, hidden) -> (batch, hidden)."""
-    tokens, attending = hidden[0], layer.attention.self
+    tokens, attending = hidden.squeeze(0), layer.attention.self
     first = tokens.index_select(0, packing.first)
     heads = attending.num_attention_heads, attending.attention_head_size
     query, key, value = attending.query(first), attending.key(tokens), attending.value(tokens)
