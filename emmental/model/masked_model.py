@@ -24,6 +24,7 @@ from emmental.model.families import FAMILIES, MASKED, Family
 from emmental.model.heads import ANSWERS, CLASSIFIES
 from emmental.model.packing import ATTENTION, FIRST_TOKENS, Packing
 from emmental.pruning.masked_linear import MaskedLinear, mask_linears, masked_linears
+from emmental.pruning.products import masked_products
 
 PADDING_LOGIT = -1e4  # e^-10000 is 0 in every precision, and stays finite through a temperature
 
@@ -151,15 +152,16 @@ class MaskedModel:
             inputs = {name: packing.pack(x) for name, x in inputs.items()}
         attention_mask = attention_mask.to(device, non_blocking=True)
         embedded = self.base_model.embeddings(**inputs)
-        if self.packing and first_alone:
-            *layers, last = self.encoder.layer
-            for layer in layers:
-                embedded = layer(embedded, packing=packing)
-            return FIRST_TOKENS[self.family.first_tokens](last, embedded, packing)[:, None], attention_mask
-        if self.packing:
-            return packing.unpack(self.encoder(embedded, packing=packing).last_hidden_state), attention_mask
-        keys = attention_mask.bool()[:, None, None]
-        return self.encoder(embedded, attention_mask=keys).last_hidden_state, attention_mask
+        with masked_products(self.encoder):
+            if self.packing and first_alone:
+                *layers, last = self.encoder.layer
+                for layer in layers:
+                    embedded = layer(embedded, packing=packing)
+                return FIRST_TOKENS[self.family.first_tokens](last, embedded, packing)[:, None], attention_mask
+            if self.packing:
+                return packing.unpack(self.encoder(embedded, packing=packing).last_hidden_state), attention_mask
+            keys = attention_mask.bool()[:, None, None]
+            return self.encoder(embedded, attention_mask=keys).last_hidden_state, attention_mask
 
     def position_ids(self, input_ids: torch.Tensor, device: torch.device) -> torch.Tensor:
         """The position of each token, (batch, length)."""

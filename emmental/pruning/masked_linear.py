@@ -35,6 +35,7 @@ class MaskedLinear(nn.Linear):
         self.mask_init, self.mask_scale = mask_init, mask_scale
         self.threshold: float | None = None
         self.mask: torch.Tensor | None = None  # no buffer: a saved model holds scores, from which masks follow
+        self.product: tuple[torch.Tensor, torch.Tensor] | None = None  # weight and bias, see `masked_products`
         if self.method.scored:
             self.mask_scores = nn.Parameter(torch.empty_like(self.weight))
             self.reset_scores()
@@ -65,7 +66,8 @@ class MaskedLinear(nn.Linear):
         return self.weight if self.threshold is None else self.weight * self.current_mask()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(inputs, self.masked_weight(), self.bias)
+        weight, bias = self.product or (self.masked_weight(), self.bias)
+        return nn.functional.linear(inputs, weight, bias)
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)

@@ -1,0 +1,81 @@
+"""All masked weights of an encoder by a few calls, where one call per matrix would launch hundreds of small kernels.
+
+A device that computes a matrix faster than it is told to would wait for the launches: in a step of BERT-base, 72
+products and their 144 gradients, and under autocast as many casts again.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from emmental.pruning.masked_linear import MaskedLinear, masked_linears
+from emmental.utils import distributed
+
+
+@contextmanager
+def masked_products(encoder: nn.Module) -> Iterator[None]:
+    """While entered on a device, the linears of `encoder.layer` with a binary mask hold masked weights made at once.
+
+    A CPU makes each where it is used, when it is still in the cache. Several processes make them layer by layer, so
+    that a layer's gradients travel while those of the layers below are computed.
+    """
+    linears = [x for x in masked_linears(encoder).values() if x.threshold is not None and not x.method.smooth]
+    if not linears or linears[0].weight.device.type == "cpu":
+        yield
+        return
+    try:
+        for part in encoder.layer if distributed.world() > 1 else [encoder]:
+            make_products([x for x in masked_linears(part).values() if x in linears])
+        yield
+    finally:
+        for linear in linears:
+            linear.product = None
+
+
+def make_products(linears: list[MaskedLinear]) -> None:
+    """Sets each linear's `product`: its masked weight and its bias, in autocast's type where that is on."""
+    weights = MaskedProducts.apply(*[x.weight for x in linears], *[x.current_mask() for x in linears])
+    biases = [x.bias for x in linears]
+    device = weights[0].device.type
+    if torch.is_autocast_enabled(device):
+        both = Cast.apply(torch.get_autocast_dtype(device), *weights, *biases)
+        weights, biases = both[: len(linears)], both[len(linears) :]
+    for linear, weight, bias in zip(linears, weights, biases, strict=True):
+        linear.product = weight, bias
+
+
+class MaskedProducts(torch.autograd.Function):
+    """`apply(*weights, *masks)`: the products of many matrices by one call, their gradients by two."""
+
+    @staticmethod
+    def forward(ctx, *factors):
+        ctx.save_for_backward(*factors)
+        middle = len(factors) // 2
+        return tuple(torch._foreach_mul(factors[:middle], factors[middle:]))
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        middle, factors, wanted = len(gradients), ctx.saved_tensors, ctx.needs_input_grad
+        to_weights = torch._foreach_mul(gradients, factors[middle:]) if any(wanted[:middle]) else [None] * middle
+        to_masks = torch._foreach_mul(gradients, factors[:middle]) if any(wanted[middle:]) else [None] * middle
+        return *to_weights, *to_masks
+
+
+class Cast(torch.autograd.Function):
+    """`apply(dtype, *tensors)`: many float32 tensors in `dtype` by one call, and their gradients back by one."""
+
+    @staticmethod
+    def forward(ctx, dtype, *tensors):
+        return tuple(cast(tensors, dtype))
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        return None, *cast(gradients, torch.float32)
+
+
+def cast(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+    made = [torch.empty_like(x, dtype=dtype) for x in tensors]
+    torch._foreach_copy_(made, tensors)
+    return made

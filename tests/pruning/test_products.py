@@ -1,0 +1,41 @@
+"""All masked weights at once are what each is alone, and so are their gradients."""
+
+import pytest
+import torch
+from torch import nn
+
+from emmental import MaskedLinear, set_threshold
+from emmental.pruning.products import make_products
+
+
+def linears(method: str) -> list[MaskedLinear]:
+    torch.manual_seed(0)
+    made = [MaskedLinear(*shape, pruning_method=method) for shape in ((6, 5), (5, 6), (4, 4))]
+    for linear in made:
+        if linear.method.scored:
+            nn.init.normal_(linear.mask_scores)
+        set_threshold(linear, 0.4)
+    return made
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("method", ["topK", "sigmoied_threshold", "magnitude"])
+def test_products_give_what_plain_autograd_gives(method, dtype):
+    together, plain = linears(method), linears(method)
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        make_products(together)
+        for ours, theirs in zip(together, plain, strict=True):
+            inputs = torch.randn(3, ours.in_features)
+            scores = theirs.mask_scores if theirs.method.scored else torch.zeros_like(theirs.weight)
+            straight_through = theirs.mask + scores - scores.detach()
+            expected = nn.functional.linear(inputs, theirs.weight * straight_through, theirs.bias)
+            output = ours(inputs)
+            assert ours.product[0].dtype == ours.product[1].dtype == (dtype or torch.float32)
+            assert output.dtype == expected.dtype
+            torch.testing.assert_close(output, expected)
+            output.float().square().sum().backward(retain_graph=True)
+            expected.float().square().sum().backward()
+    for ours, theirs in zip(together, plain, strict=True):
+        for (name, one), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+            assert one.grad.dtype == torch.float32
+            torch.testing.assert_close(one.grad, other.grad, msg=lambda message, n=name: f"{n}: {message}")
