@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from emmental.pruning.masked_linear import masked_linears, set_threshold
+from emmental.pruning.masked_linear import equal_sized, masked_linears, set_threshold, stack_rows
 from emmental.pruning.masks import BETA, STRETCH, kth_largest
 from emmental.pruning.target_sparsity import LambdaController, calibrated_threshold
 
@@ -110,11 +110,11 @@ def schedule_threshold(
     return threshold, final_lambda * threshold / final_threshold if final_lambda else 0.0
 
 
-PENALTIES = {  # --regularization -> the penalty on a matrix of scores
+PENALTIES = {  # --regularization -> the penalties on matrices of scores, (matrices, numel) -> (matrices,)
     # mean sigmoid: arXiv 2005.07683, section 4
-    "l1": lambda scores: scores.sigmoid().mean(),
+    "l1": lambda scores: scores.sigmoid().mean(-1),
     # for the method of that name: the chance that its gate is not zero, arXiv 1712.01312, equation 12
-    "l0": lambda scores: (scores - BETA * math.log(-STRETCH[0] / STRETCH[1])).sigmoid().mean(),
+    "l0": lambda scores: (scores - BETA * math.log(-STRETCH[0] / STRETCH[1])).sigmoid().mean(-1),
 }
 
 
@@ -123,8 +123,9 @@ def regularization(model: nn.Module, mode: str) -> torch.Tensor:
 
     As released (D17) every matrix weighs the same, whatever its size. `mode` is a key of PENALTIES, else KeyError.
     """
-    penalty = PENALTIES[mode]
-    return torch.stack([penalty(linear.mask_scores) for linear in masked_linears(model).values()]).mean()
+    groups = equal_sized(list(masked_linears(model).values()))
+    rows = (stack_rows([linear.mask_scores for linear in group]) for group in groups)
+    return torch.cat([PENALTIES[mode](scores) for scores in rows]).mean()
 
 
 @torch.no_grad()
