@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import nn
 
 from emmental.pruning.masked_linear import kept_weights, masked_linears
@@ -36,9 +37,11 @@ class Count:
 
 
 def count(model: nn.Module) -> Count:
-    """Counts a masked model's present masks."""
+    """Counts a masked model's present masks; a device is waited for once."""
     linears = masked_linears(model)
-    matrices = {f"{name}.weight": (kept_weights(x), x.weight.numel()) for name, x in linears.items()}
+    kept = torch.stack([kept_weights(linear) for linear in linears.values()]).tolist()
+    parts = zip(linears.items(), kept, strict=True)
+    matrices = {f"{name}.weight": (number, linear.weight.numel()) for (name, linear), number in parts}
     encoder = dict(model.encoder.named_parameters())
     unmasked = sum(p.numel() for name, p in encoder.items() if not name.endswith("mask_scores"))
     return Count(matrices, unmasked - sum(total for _, total in matrices.values()))

@@ -127,10 +127,10 @@ def stack_rows(matrices: list[torch.Tensor]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def kept_weights(linear: MaskedLinear) -> int:
-    """The number of weights that the present mask keeps, of `linear.weight.numel()`."""
+def kept_weights(linear: MaskedLinear) -> torch.Tensor:
+    """The number of weights that the present mask keeps, of `linear.weight.numel()`, a scalar on the layer's device."""
     if linear.threshold is None:
-        return linear.weight.numel()
+        return torch.tensor(linear.weight.numel(), device=linear.weight.device)
     # without a draw, so that to look does not change what comes after
     mask = hard_concrete(linear.mask_scores) if linear.method.smooth else linear.current_mask()
-    return int(torch.count_nonzero(mask))
+    return torch.count_nonzero(mask)
