@@ -17,7 +17,7 @@ class Examples:
 
     `input_ids` and `token_type_ids`: (tokens,); `offsets`: (examples + 1,), from 0; `labels`: one (examples,) tensor
     per classification, that is one for a sentence task and two, start and end position, for a span. `pad_to`: the
-    length to which every batch is padded; None: its longest example's.
+    length to which every batch is padded; None: its longest example's. `pad_token`: what padding is filled with.
     """
 
     input_ids: np.ndarray
@@ -25,6 +25,7 @@ class Examples:
     offsets: np.ndarray
     labels: tuple[torch.Tensor, ...]
     pad_to: int | None = None
+    pad_token: int = 0
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -44,7 +45,7 @@ class Examples:
         return int(self.lengths[index].max()) if self.pad_to is None else self.pad_to
 
     def inputs(self, index: np.ndarray, length: int | None = None) -> dict[str, torch.Tensor]:
-        """The padded model inputs of the examples `index`, each (batch, length); padding is token 0, BERT's [PAD].
+        """The padded model inputs of the examples `index`, each (batch, length); padding has type 0.
 
         `length` is given where they are only a part of a batch.
         """
@@ -53,8 +54,8 @@ class Examples:
         real = np.arange(length) < lengths[:, None]
         tokens = (starts[:, None] + np.arange(length))[real]
         padded = {"attention_mask": torch.from_numpy(real.astype(np.int64))}
-        for name in ("input_ids", "token_type_ids"):
-            values = np.zeros(real.shape, dtype=np.int64)
+        for name, fill in (("input_ids", self.pad_token), ("token_type_ids", 0)):
+            values = np.full(real.shape, fill, dtype=np.int64)
             values[real] = getattr(self, name)[tokens]
             padded[name] = torch.from_numpy(values)
         return padded

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emmental.data.cache import cached_map, described
+from emmental.data.template import has_token_types
 from emmental.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def tokenise(
     overwrite_cache: bool = False,
     pad_to_max_length: bool = False,
 ) -> "Examples":
-    """Tokenise with a fast BERT tokenizer: `[CLS] first [SEP]` or `[CLS] first [SEP] second [SEP]`, not padded.
+    """Tokenise with a fast tokenizer: `[CLS] first [SEP]` or `[CLS] first [SEP] second [SEP]`, or as it has it.
 
     What exceeds `max_seq_length` (at least 4) tokens is cut, longest first; with `pad_to_max_length` batches are padded
     to it. The tokens are kept in `cache_dir` under a key of all they depend on. Labels: one tensor (examples,), int64,
@@ -189,32 +190,41 @@ def tokenise(
     def of_batch(*texts: list[str]) -> dict:
         # Truncation by the tokenizer also builds all that it cuts off, for a pair every combination of both overflows:
         # a minute for 20,000 words each, growing with the square. Cutting afterwards gives the same tokens.
-        batch = tokenizer(*texts, return_token_type_ids=True, return_attention_mask=False, verbose=False)
-        for ids, types in zip(batch["input_ids"], batch["token_type_ids"], strict=True):
+        batch = tokenizer(*texts, return_token_type_ids=types, return_attention_mask=False, verbose=False)
+        columns = {"input_ids": batch["input_ids"]}
+        columns["token_type_ids"] = batch["token_type_ids"] if types else [[0] * len(ids) for ids in batch["input_ids"]]
+        for place, ids in enumerate(batch["input_ids"]):
             if len(ids) > max_seq_length:
-                _longest_first(ids, types, max_seq_length)
-        return dict(batch)
+                _longest_first(
+                    [column[place] for column in columns.values()], batch.sequence_ids(place), max_seq_length
+                )
+        return columns
 
-    content = json.dumps([FORMAT, max_seq_length, described(tokenizer), rows.first, rows.second]).encode()
+    types = has_token_types(tokenizer)
+    content = json.dumps([FORMAT, max_seq_length, described(tokenizer), types, rows.first, rows.second]).encode()
     file = Path(cache_dir) / f"glue-{hashlib.sha256(content).hexdigest()[:32]}.arrow"
     texts = {"first": rows.first} | ({"second": rows.second} if rows.second is not None else {})
     table = cached_map(datasets.Dataset.from_dict(texts), of_batch, file, overwrite_cache)
-    ids, types = (pc.list_flatten(table[name]).to_numpy() for name in ("input_ids", "token_type_ids"))
+    tokens = (pc.list_flatten(table[name]).to_numpy() for name in ("input_ids", "token_type_ids"))
     offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(table["input_ids"]).to_numpy(), dtype=np.int64)])
     labels = torch.tensor(rows.labels, dtype=torch.int64 if TASKS[task].labels else torch.float32)
-    return Examples(ids, types, offsets, (labels,), max_seq_length if pad_to_max_length else None)
+    pad_to = max_seq_length if pad_to_max_length else None
+    return Examples(*tokens, offsets, (labels,), pad_to, tokenizer.pad_token_id)
 
 
-def _longest_first(ids: list[int], types: list[int], limit: int) -> None:
-    """Cut one example's lists in place, taking from the longer sentence, then from both; an odd token stays with it."""
-    second = max(sum(types) - 1, 0)
-    first = len(ids) - sum(types) - 2
-    room = limit - (3 if sum(types) else 2)
+def _longest_first(columns: list[list[int]], sequence: list[int | None], limit: int) -> None:
+    """Cut one example's lists in place, taking from the longer sentence, then from both; an odd token stays with it.
+
+    `sequence` says to which sentence each token belongs, 0 or 1; None: to neither.
+    """
+    first, second = sequence.count(0), sequence.count(1)
+    room = max(limit - sequence.count(None), 0)
     short = min(first, second, room // 2)
     keep_first, keep_second = (room - short, short) if first > second else (short, room - short)
-    for values in (ids, types):
-        del values[first + 2 + keep_second : first + 2 + second]
-        del values[1 + keep_first : 1 + first]
+    for sentence, keep in ((1, keep_second), (0, keep_first)):  # the second first, so that places stay as they are
+        cut = [place for place, of in enumerate(sequence) if of == sentence][keep:]
+        for values in columns if cut else ():
+            del values[cut[0] : cut[-1] + 1]
 
 
 def metrics(task: str, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """SQuAD v1.1 and v2.0: the official JSON files read and checked, and passages divided into overlapping windows.
 
-A window is `[CLS] question [SEP] piece of the passage [SEP]`; it is what the banks of CAP (arXiv 2112.07198) call an
-example here. Windows keep the character offsets of their tokens, from which squad_metrics.py takes the answer texts.
-Reading needs neither torch nor datasets, so that a bad file is refused in a moment; they are imported where used.
+A window is `[CLS] question [SEP] piece of the passage [SEP]`, with the tokenizer's own special tokens; it is what the
+banks of CAP (arXiv 2112.07198) call an example here. Windows keep the character offsets of their tokens, from which
+squad_metrics.py takes the answer texts. Reading needs neither torch nor datasets, so that a bad file is refused in a
+moment; they are imported where used.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from emmental.data.cache import cached_map, described
+from emmental.data.template import PairTemplate, pair_template
 from emmental.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -176,13 +178,14 @@ def _problem(text: str, passage: str, answers: tuple, starts: tuple, impossible:
     return None
 
 
-def check_lengths(max_seq_length: int, doc_stride: int, max_query_length: int) -> None:
-    """Raises InputError unless the windows of the longest question still overlap or touch; all are at least 1."""
-    if max_query_length + doc_stride + 3 > max_seq_length:
-        raise InputError(
-            f"--max_query_length {max_query_length} + --doc_stride {doc_stride} + 3 special tokens leave no room in "
-            f"--max_seq_length {max_seq_length}"
-        )
+def check_lengths(max_seq_length: int, doc_stride: int, max_query_length: int, special: int = 3) -> None:
+    """Raises InputError unless the windows of the longest question still overlap or touch; all are at least 1.
+
+    `special` is the number of special tokens around a pair, BERT's if the tokenizer is not loaded yet.
+    """
+    if max_query_length + doc_stride + special > max_seq_length:
+        wanted = f"--max_query_length {max_query_length} + --doc_stride {doc_stride} + {special} special tokens"
+        raise InputError(f"{wanted} leave no room in --max_seq_length {max_seq_length}")
 
 
 def windows(
@@ -197,7 +200,7 @@ def windows(
     overwrite_cache: bool = False,
     pad_to_max_length: bool = False,
 ) -> Windows:
-    """The windows of `questions` under a fast BERT tokenizer, kept in `cache_dir` under a key of all they depend on.
+    """The windows of `questions` under a fast tokenizer, kept in `cache_dir` under a key of all they depend on.
 
     In training, questions with a problem are left out, and the first answer gives the labels. In evaluation every
     question has a window, and labels are zero. Raises InputError where training is left with no question.
@@ -207,14 +210,15 @@ def windows(
 
     from emmental.data.examples import Examples
 
-    check_lengths(max_seq_length, doc_stride, max_query_length)
+    template = pair_template(tokenizer)
+    check_lengths(max_seq_length, doc_stride, max_query_length, template.special)
     settings = (max_seq_length, doc_stride, max_query_length, training)
-    file = Path(cache_dir) / f"windows-{_key(questions, tokenizer, settings)}.arrow"
+    file = Path(cache_dir) / f"windows-{_key(questions, tokenizer, template, settings)}.arrow"
     used = [i for i, question in enumerate(questions) if not (training and question.problem)]
     dataset = datasets.Dataset.from_dict({"place": used})
 
     def make_windows(places: list[int]) -> dict:
-        return _make_windows([(i, questions[i]) for i in places], tokenizer, *settings)
+        return _make_windows([(i, questions[i]) for i in places], tokenizer, template, *settings)
 
     table = cached_map(dataset, make_windows, file, overwrite_cache) if used else None
 
@@ -229,14 +233,15 @@ def windows(
     offsets = np.concatenate([[0], np.cumsum(column("size"))])
     labels = tuple(torch.tensor(column(name)) for name in ("start", "end"))
     pad_to = max_seq_length if pad_to_max_length else None
-    examples = Examples(column("input_ids"), column("token_type_ids"), offsets, labels, pad_to)
+    tokens = column("input_ids"), column("token_type_ids")
+    examples = Examples(*tokens, offsets, labels, pad_to, tokenizer.pad_token_id)
     along = (column(name) for name in ("question", "char_start", "char_end", "max_context"))
     return Windows(questions, examples, *along, skipped)
 
 
-def _key(questions: Questions, tokenizer, settings: tuple) -> str:
+def _key(questions: Questions, tokenizer, template: PairTemplate, settings: tuple) -> str:
     """A digest of all that decides what the windows are."""
-    digest = hashlib.sha256(json.dumps([FORMAT, settings, described(tokenizer)]).encode())
+    digest = hashlib.sha256(json.dumps([FORMAT, settings, described(tokenizer), template.types]).encode())
     for passage, group in groupby(questions, key=lambda question: question.passage):
         asked = [(question.text, question.answers, question.starts, question.problem) for question in group]
         digest.update(json.dumps([passage, asked]).encode())
@@ -244,7 +249,13 @@ def _key(questions: Questions, tokenizer, settings: tuple) -> str:
 
 
 def _make_windows(
-    questions, tokenizer, max_seq_length: int, doc_stride: int, max_query_length: int, training: bool
+    questions,
+    tokenizer,
+    template: PairTemplate,
+    max_seq_length: int,
+    doc_stride: int,
+    max_query_length: int,
+    training: bool,
 ) -> dict:
     """The windows of some (index, question) pairs, one list per column.
 
@@ -255,7 +266,8 @@ def _make_windows(
     texts = list(dict.fromkeys(question.passage for _, question in questions))  # each passage is tokenised once
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     tokens = (np.array(ids, dtype=np.int32) for ids in encoded["input_ids"])
-    chars = (np.array(pairs, dtype=np.int32).reshape(-1, 2).T for pairs in encoded["offset_mapping"])
+    located = zip(texts, encoded["offset_mapping"], strict=True)
+    chars = (np.array(_without_space(*pair), dtype=np.int32).reshape(-1, 2).T for pair in located)
     passages = dict(zip(texts, zip(tokens, chars, strict=True), strict=True))
     asked = tokenizer([question.text for _, question in questions], add_special_tokens=False, verbose=False)
 
@@ -269,20 +281,26 @@ def _make_windows(
             last = int(np.searchsorted(char_start, question.starts[0] + len(question.answers[0]))) - 1
             if first > last:
                 continue
-        query = [tokenizer.cls_token_id, *query[:max_query_length], tokenizer.sep_token_id]
-        room = max_seq_length - len(query) - 1
+        asked_tokens = min(len(query), max_query_length)
+        query = [*template.before, *query[:max_query_length], *template.between]
+        room = max_seq_length - len(query) - len(template.after)
         begins = np.arange(0, max(len(ids) - room, 0) + doc_stride, doc_stride)
         ends = np.minimum(begins + room, len(ids))
         located = np.stack([char_start, char_end, _most_context(begins, ends, len(ids))])
         for number, (begin, end) in enumerate(zip(begins.tolist(), ends.tolist(), strict=True)):
-            tokens = np.concatenate([query, ids[begin:end], [tokenizer.sep_token_id]], dtype=np.int32)
-            types = (np.arange(len(tokens)) >= len(query)).astype(np.int8)
+            tokens = np.concatenate([query, ids[begin:end], template.after], dtype=np.int32)
+            types = template.token_types(asked_tokens, end - begin)
             framed = np.full((3, len(tokens)), -1, dtype=np.int32)
-            framed[:, len(query) : -1] = located[:, begin:end]
+            framed[:, len(query) : len(query) + end - begin] = located[:, begin:end]
             shift = len(query) - begin
             label = (first + shift, last + shift) if begin <= first and last < end else (0, 0)
             rows.append((i, len(tokens), tokens, types, framed[0], framed[1], framed[2] == number, *label))
     return {name: [row[place] for row in rows] for place, name in enumerate(names)}
+
+
+def _without_space(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Tokens' places in the text without the space before a word, which byte-level tokenizers count with it."""
+    return [(end - len(text[start:end].lstrip()), end) for start, end in offsets]
 
 
 def _most_context(begins: np.ndarray, ends: np.ndarray, tokens: int) -> np.ndarray:

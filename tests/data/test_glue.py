@@ -218,6 +218,9 @@ class Counted:
         self.calls += 1
         return self.tokenizer(*args, **kwargs)
 
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
 
 def random_text(rng: random.Random, longest: int) -> str:
     return " ".join("".join(rng.choices("abcdefghij?z", k=rng.randint(1, 3))) for _ in range(rng.randint(0, longest)))
