@@ -1,4 +1,4 @@
-"""Folds the masks of a saved masked BERT into its weights: a clean folder that plain transformers loads.
+"""Folds the masks of a saved masked model into its weights: a clean folder that plain transformers loads.
 
 `--format sparse` stores the pruned matrices in packed form, for `emmental.load_sparse`; `--compact` removes
 feed-forward neurons that have lost all input or all output weights.
@@ -10,6 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from emmental.arguments import Parser
+from emmental.model.families import FAMILIES, family_of
 from emmental.model.validation import TOKENIZER_FILES, check_masked, read_config
 from emmental.pruning.methods import METHODS
 from emmental.utils.errors import InputError, run
@@ -21,7 +22,7 @@ def flags() -> Namespace:
     parser = Parser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--pruning_method", choices=tuple(METHODS), help="default: that of the folder's config")
     parser.add_argument("--threshold", type=float, help="default: that of the folder's config")
-    parser.add_argument("--model_name_or_path", required=True, help="the folder of a saved masked BERT")
+    parser.add_argument("--model_name_or_path", required=True, help="the folder of a saved masked model")
     parser.add_argument("--target_model_path", help="where to write (default: bertarized_<folder> beside it)")
     parser.add_argument("--format", choices=("dense", "sparse"), default="dense")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the stored values")
@@ -38,16 +39,31 @@ def check_replaceable(folder: Path) -> None:
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in WRITTEN or path.is_dir())
     if not foreign and (folder / "config.json").exists():
         kind = read_config(str(folder), "--target_model_path").get("model_type")
-        foreign = [] if kind == "bert" else [f"a model of type {kind}"]
+        foreign = [] if kind in FAMILIES else [f"a model of type {kind}"]
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         raise InputError(f"{where}: holds {foreign[0]}{more}, which bertarize.py does not write; it is not replaced")
+
+
+def check_form(args: Namespace) -> None:
+    """Refuses what a family cannot be written as: a form that nothing would read, neurons that cannot be removed."""
+    config = read_config(args.model_name_or_path, "--model_name_or_path")
+    name = family_of(config["model_type"])
+    family = FAMILIES[name]
+    if args.format == "sparse" and not family.sparse:
+        runs = ", ".join(other for other, entry in FAMILIES.items() if entry.sparse)
+        raise InputError(f"--format sparse: load_sparse runs {runs}, not {name}; leave it out")
+    if args.compact and family.feed_forward is None:
+        raise InputError(
+            f"--compact: the feed-forward layers of {name} are gated, no neuron can be removed; leave it out"
+        )
 
 
 def main() -> None:
     args = flags()
     source = Path(args.model_name_or_path)
     check_masked(args.model_name_or_path, "--model_name_or_path", args.pruning_method, args.threshold)
+    check_form(args)
     target = Path(args.target_model_path or source.resolve().parent / f"bertarized_{source.resolve().name}")
     if target.resolve() == source.resolve() or target.resolve() in source.resolve().parents:
         raise InputError(f"--target_model_path {target}: is or holds the model that is read")

@@ -1,4 +1,4 @@
-"""Counts the sparsity of a saved masked BERT: a table by matrix, then what remains by both definitions.
+"""Counts the sparsity of a saved masked model: a table by matrix, then what remains by both definitions.
 
 The released definition counts biases and LayerNorms of the encoder as kept, and in the total; the other one counts the
 masked matrices alone.
@@ -20,7 +20,7 @@ def flags() -> Namespace:
     parser = Parser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--pruning_method", choices=tuple(METHODS), help="default: that of the folder's config")
     parser.add_argument("--threshold", type=float, help="default: that of the folder's config")
-    parser.add_argument("--serialization_dir", required=True, help="the folder of a saved masked BERT")
+    parser.add_argument("--serialization_dir", required=True, help="the folder of a saved masked model")
     parser.add_argument("--json", metavar="FILE", help="write the counts as JSON as well")
     parser.add_argument("--plot", metavar="FILE.png", help="draw what remains, by layer and matrix")
     return parser.parse_args()

@@ -34,7 +34,7 @@ ALIGNREP=${ALIGNREP:-cls}
 CL_UNSUPERVISED_LOSS_WEIGHT=${CL_UNSUPERVISED_LOSS_WEIGHT:-0.5}
 
 DISTILL=${DISTILL:-1}             # 0: without distillation; the task's own loss then has weight 1
-TEACHER_TYPE=${TEACHER_TYPE:-bert}
+TEACHER_TYPE=${TEACHER_TYPE:-dense}
 TEACHER_PATH=${TEACHER_PATH:-teacher/squad}  # a folder, or a name on the Hub; needed unless both are 0
 if [ "$DISTILL" = 0 ]; then CE_LOSS_WEIGHT=${CE_LOSS_WEIGHT:-1}; fi
 CE_LOSS_WEIGHT=${CE_LOSS_WEIGHT:-0.1}
@@ -56,7 +56,7 @@ if [ -n "$GPU" ]; then export CUDA_VISIBLE_DEVICES="$GPU"; fi
     --extra_examples "$EXTRA_EXAMPLES" --alignrep "$ALIGNREP" \
     --cl_unsupervised_loss_weight "$CL_UNSUPERVISED_LOSS_WEIGHT" "$@"
 exec $LAUNCH "$here/masked_run_squad.py" ${DATA_DIR:+--data_dir "$DATA_DIR"} --output_dir "$OUTPUT" \
-    --do_train --do_eval --model_type masked_bert --model_name_or_path "$MODEL" --save_steps "$SAVE_STEPS" \
+    --do_train --do_eval --model_type masked --model_name_or_path "$MODEL" --save_steps "$SAVE_STEPS" \
     --seed "$SEED" --per_gpu_train_batch_size "$BATCH" --num_train_epochs "$EPOCH" --learning_rate "$LR" \
     --mask_scores_learning_rate "$MASK_LR" --warmup_steps "$WARMUP" --initial_warmup 1 --final_warmup 2 \
     --pruning_method "$METHOD" --mask_init constant --mask_scale 0 \

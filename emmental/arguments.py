@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import ClassVar, NoReturn
 
 from emmental.data.batches import Plan
+from emmental.model.families import TYPES, is_masked
 from emmental.pruning.methods import METHODS, MIN_SHARE_KEPT, Method
 from emmental.utils.errors import InputError, print_once
 from emmental.utils.launch import world_size
@@ -42,7 +43,7 @@ def refuse(wrong: bool, message: str) -> None:
 class ModelArguments:
     """Which model, on which device, to where."""
 
-    model_type: str = flag("masked_bert", "bert fine-tunes a dense model, a teacher", ("masked_bert", "bert"))
+    model_type: str = flag("masked", "dense fine-tunes a model without masks, a teacher", TYPES)
     model_name_or_path: str = flag("", "a model's folder, or its name on the Hub (required)", affects_training=False)
     config_name: str = flag("", "another folder's config", affects_training=False)
     tokenizer_name: str = flag("", "another folder's tokenizer", affects_training=False)
@@ -95,7 +96,7 @@ class ModelArguments:
 
     @property
     def masked(self) -> bool:
-        return self.model_type == "masked_bert"
+        return is_masked(self.model_type)
 
     @property
     def trains(self) -> str:
@@ -260,7 +261,7 @@ class DistillationArguments:
     """The fine-tuned teacher."""
 
     use_distill: bool = flag(False, "distil the teacher")
-    teacher_type: str = flag("bert", "bert, or masked_bert for a pruned teacher", ("bert", "masked_bert"))
+    teacher_type: str = flag("dense", "dense, or masked for a pruned teacher", TYPES)
     teacher_name_or_path: str = flag("", "the fine-tuned teacher's folder or name on the Hub", affects_training=False)
     ce_loss_weight: float = flag(1.0, "weight of the task's own loss")
     distill_loss_weight: float = flag(0.0, "weight of distillation")
@@ -315,7 +316,9 @@ class CommonArguments(DistillationArguments, ContrastiveArguments, PruningArgume
                 setattr(self, item.name, default)
         if given:
             names = " ".join(given)
-            print_once(f"--model_type bert trains without masks, contrast and distillation; ignored: {names}")
+            print_once(
+                f"--model_type {self.model_type} trains without masks, contrast and distillation; ignored: {names}"
+            )
 
     def plan(self, examples: int) -> Plan:
         """The plan of a run on so many examples; refused where its warm-ups leave no step to prune in."""

@@ -218,19 +218,72 @@ SIZES = {
 }
 
 
-def make_model(folder: Path, architecture: str = "BertForPreTraining", seed: int = 0, **settings) -> Path:
-    """A random BERT's folder, with its tokenizer."""
+# what a family's config needs beside SIZES, and which pre-trained model it starts from
+OWN_SIZES = {
+    "bert": ("BertForPreTraining", {}),
+    "roberta": ("RobertaForMaskedLM", {"max_position_embeddings": 66, "type_vocab_size": 1, "vocab_size": 400}),
+    "electra": ("ElectraForPreTraining", {"embedding_size": 16}),
+    "distilbert": ("DistilBertForMaskedLM", {}),
+    "modernbert": (
+        "ModernBertForMaskedLM",
+        {"vocab_size": 400, "local_attention": 8, "num_hidden_layers": 3, "embedding_dropout": 0.1, "mlp_dropout": 0.1}
+        | {"attention_dropout": 0.1, "classifier_dropout": 0.1, "norm_bias": True}
+        | {"pad_token_id": 1, "cls_token_id": 0, "sep_token_id": 2, "bos_token_id": 0, "eos_token_id": 2},
+    ),
+}
+
+
+def make_model(folder: Path, architecture: str = "", seed: int = 0, family: str = "bert", **settings) -> Path:
+    """A random model's folder, with its tokenizer; pre-trained if no architecture says otherwise."""
     import torch
     import transformers
 
+    from emmental.model.families import FAMILIES
+
     folder.mkdir(parents=True)
-    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
-    transformers.BertTokenizerFast.from_pretrained(folder).save_pretrained(folder)
+    make_tokenizer(folder, family)
+    pretrained, own = OWN_SIZES[family]
+    entry = FAMILIES[family]
+    settings = {entry.key(name): value for name, value in (SIZES | own).items()} | settings
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = getattr(transformers, architecture)(transformers.BertConfig(**SIZES | settings))
+        config = getattr(transformers, f"{entry.prefix}Config")(**settings)
+        model = getattr(transformers, architecture or pretrained)(config)
     model.save_pretrained(folder)
     return folder
+
+
+def make_tokenizer(folder: Path, family: str = "bert") -> None:
+    """The family's kind of tokenizer in its folder: whole words, or byte-level BPE learnt from WORDS."""
+    import transformers
+
+    if family in ("roberta", "modernbert"):
+        return make_byte_tokenizer(folder, family)
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    kind = {"electra": "ElectraTokenizerFast", "distilbert": "DistilBertTokenizerFast"}.get(family, "BertTokenizerFast")
+    getattr(transformers, kind).from_pretrained(folder).save_pretrained(folder)
+
+
+def make_byte_tokenizer(folder: Path, family: str) -> None:
+    """Byte-level BPE with RoBERTa's special tokens; ModernBERT's puts pairs together as BERT does."""
+    import tokenizers
+    import transformers
+
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    bpe = tokenizers.ByteLevelBPETokenizer()
+    text = [" ".join(random.Random(seed).choices([*WORDS, ".", ",", "?"], k=40)) for seed in range(40)]
+    bpe.train_from_iterator(text, vocab_size=400, min_frequency=2, special_tokens=special, show_progress=False)
+    names = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>", "unk_token": "<unk>"}
+    names |= {"pad_token": "<pad>", "mask_token": "<mask>"}
+    if family == "roberta":
+        bpe.save_model(str(folder))
+        tokenizer = transformers.RobertaTokenizerFast.from_pretrained(folder)
+    else:
+        pairs = {"single": "<s> $A </s>", "pair": "<s> $A </s> $B </s>", "special_tokens": [("<s>", 0), ("</s>", 2)]}
+        bpe._tokenizer.post_processor = tokenizers.processors.TemplateProcessing(**pairs)
+        inputs = {"model_input_names": ["input_ids", "attention_mask"]}
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **names, **inputs)
+    tokenizer.save_pretrained(folder)
 
 
 def sentence(chance: random.Random, words: int) -> str:
@@ -288,8 +341,8 @@ def make_squad(folder: Path, version_2: bool = False, train: int = 8, dev: int =
 class World:
     """A model, its teachers and data sets, each made when first asked for, in one folder."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.cache = folder, folder / "cache"
+    def __init__(self, folder: Path, family: str = "bert"):
+        self.folder, self.cache, self.family = folder, folder / "cache", family
 
     def _kept(self, name: str, make, *arguments, **settings) -> Path:
         path = self.folder / name
@@ -297,7 +350,7 @@ class World:
 
     @property
     def model(self) -> Path:
-        return self._kept("model", make_model)
+        return self._kept("model", make_model, family=self.family)
 
     @property
     def still_model(self) -> Path:
@@ -311,10 +364,16 @@ class World:
     def teacher(self, task: str) -> Path:
         """A random fine-tuned model."""
         if task not in HEADERS:
-            return self._kept("teacher-squad", make_model, "BertForQuestionAnswering", seed=1)
+            return self._kept("teacher-squad", make_model, self.plain("QuestionAnswering"), seed=1, family=self.family)
         names = {"qqp": ["0", "1"], "mnli": ["entailment", "neutral", "contradiction"], "sts-b": ["LABEL_0"]}[task]
         labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-        return self._kept(f"teacher-{task}", make_model, "BertForSequenceClassification", seed=1, **labels)
+        plain = self.plain("SequenceClassification")
+        return self._kept(f"teacher-{task}", make_model, plain, seed=1, family=self.family, **labels)
+
+    def plain(self, head: str) -> str:
+        from emmental.model.families import FAMILIES
+
+        return f"{FAMILIES[self.family].prefix}For{head}"
 
     def command(self, task: str, model: Path | None = None) -> list:
         """A script's name, and flags that say what to read; `task` is a GLUE task, squad1 or squad2."""

@@ -1,9 +1,10 @@
-"""Folds a masked model's masks into its weights: transformers' plain BERT, dense or packed, without idle neurons.
+"""Folds a masked model's masks into its weights: transformers' plain model, dense or packed, without idle neurons.
 
 Movement pruning leaves 3 to 50 % of the encoder's weights; what is pruned becomes a zero of a plain model, which needs
 no code of ours. `compact` also removes the feed-forward neurons that pruning has left without input or output.
 """
 
+import re
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from emmental.export.sparse_format import rounded, save_sparse
-from emmental.model.families import family_of
+from emmental.model.families import FAMILIES, LAYER, Family, family_of
 from emmental.model.masked_model import HEADS, MaskedModel, plain_class
 from emmental.model.validation import TOKENIZER_FILES
 from emmental.pruning.masked_linear import masked_linears
@@ -34,22 +35,22 @@ def fold(model: MaskedModel) -> PreTrainedModel:
 
 
 def save_folded(model: MaskedModel, source: Path, target: Path, form: str, dtype: str, compacted: bool) -> str:
-    """Writes the model with its masks folded in, as transformers' plain BERT, and the tokenizer of `source`.
+    """Writes the model with its masks folded in, as transformers' plain model, and the tokenizer of `source`.
 
     `form` and `dtype` as in export.sparse_format; `compacted` removes idle feed-forward neurons where all layers can
     spare some, and where only some can makes the form sparse, in which they take no room. Returns a report to print.
     """
-    plain = fold(model)
+    plain, family = fold(model), model.family
     state, config = plain.state_dict(), plain.config.to_dict() | {"architectures": [type(plain).__name__]}
     dense, report = state, []
     if compacted:
-        before = config["intermediate_size"]
-        idle = [int(mask.sum()) for mask in idle_neurons(state)]
+        size = family.key("intermediate_size")
+        before, idle = config[size], [int(mask.sum()) for mask in idle_neurons(state, family)]
         state, config = compact(state, config)
-        report.append(f"feed-forward neurons in each layer: {before} -> {config['intermediate_size']}")
-        if form == "dense" and any(idle) and config["intermediate_size"] == before:
+        report.append(f"feed-forward neurons in each layer: {before} -> {config[size]}")
+        if form == "dense" and any(idle) and config[size] == before and family.sparse:
             form = "sparse"
-            report.append(f"idle neurons by layer: {idle}; a plain BERT's layers are all of one size, so it is packed")
+            report.append(f"idle neurons by layer: {idle}; a plain model's layers are all of one size, so it is packed")
     target.mkdir(parents=True)
     if form == "sparse":
         stored = save_sparse(state, config, target, dtype)
@@ -68,12 +69,11 @@ def save_folded(model: MaskedModel, source: Path, target: Path, form: str, dtype
     return "\n".join(report)
 
 
-PARTS = {
-    "encoder": "bert.encoder.",
-    "embeddings": "bert.embeddings.",
-    "head": ("bert.pooler.", "classifier.", "qa_outputs."),
-    "total": "",
-}
+def part_of(name: str) -> str:
+    """The part of a model to which a tensor belongs: encoder, embeddings, or head with pooler."""
+    if re.search(LAYER, name):
+        return "encoder"
+    return "embeddings" if ".embeddings" in name else "head"
 
 
 def size_table(state_dict: dict[str, Tensor], saved: dict[str, Tensor]) -> list[tuple[str, int, int, float]]:
@@ -82,21 +82,26 @@ def size_table(state_dict: dict[str, Tensor], saved: dict[str, Tensor]) -> list[
     `saved` holds the tensors stored, packed or not.
     """
     rows = []
-    for part, prefix in PARTS.items():
-        dense = sum(4 * value.numel() for name, value in state_dict.items() if name.startswith(prefix))
-        stored = sum(value.nbytes for name, value in saved.items() if name.startswith(prefix))
+    for part in ("encoder", "embeddings", "head", "total"):
+        dense = sum(4 * value.numel() for name, value in state_dict.items() if part in (part_of(name), "total"))
+        stored = sum(value.nbytes for name, value in saved.items() if part in (part_of(name), "total"))
         rows.append((part, dense, stored, dense / max(stored, 1)))
     return rows
 
 
-def idle_neurons(state_dict: dict[str, Tensor]) -> list[Tensor]:
-    """For each layer, which feed-forward neurons have lost all input or all output weights, (intermediate,)."""
-    readers = sorted(
-        (int(name.split(".")[3]), name) for name in state_dict if name.endswith(".intermediate.dense.weight")
-    )
+def feed_forward(state_dict: dict[str, Tensor], family: Family) -> list[tuple[str, str]]:
+    """Each layer's two feed-forward matrices, by the names of their modules, from the first layer to the last."""
+    first, second = family.feed_forward
+    names = [name.removesuffix(f".{first}.weight") for name in state_dict if name.endswith(f".{first}.weight")]
+    layers = sorted(names, key=lambda name: int(name.rpartition(".")[2]))
+    return [(f"{layer}.{first}", f"{layer}.{second}") for layer in layers]
+
+
+def idle_neurons(state_dict: dict[str, Tensor], family: Family) -> list[Tensor]:
+    """For each layer, which feed-forward neurons read nothing or are read by nothing, (intermediate,)."""
     return [
-        (state_dict[name] == 0).all(1) | (state_dict[name.replace("intermediate", "output")] == 0).all(0)
-        for _, name in readers
+        (state_dict[f"{first}.weight"] == 0).all(1) | (state_dict[f"{second}.weight"] == 0).all(0)
+        for first, second in feed_forward(state_dict, family)
     ]
 
 
@@ -108,20 +113,19 @@ def compact(state_dict: dict[str, Tensor], config: dict) -> tuple[dict[str, Tens
     number for all layers, so each loses as many as the layer that can spare fewest; if that is none, both are
     returned as they came.
     """
-    idle = idle_neurons(state_dict)
+    family = FAMILIES[family_of(config["model_type"])]
+    idle, key = idle_neurons(state_dict, family), family.key("intermediate_size")
     size = max([1, *(int((~mask).sum()) for mask in idle)])
-    if size == config["intermediate_size"]:
+    if size == config[key]:
         return state_dict, config
     state = dict(state_dict)
-    for layer, mask in enumerate(idle):
-        layer = f"bert.encoder.layer.{layer}."
+    for mask, (first, second) in zip(idle, feed_forward(state_dict, family), strict=True):
         keep, drop = (part.sort().values for part in mask.int().argsort(stable=True).tensor_split([size]))
-        names = [f"{layer}{part}" for part in ("intermediate.dense.weight", "intermediate.dense.bias")]
-        weight, bias = f"{layer}output.dense.weight", f"{layer}output.dense.bias"
-        constant = ACT2FN[config["hidden_act"]](state[names[1]][drop].double())
+        weight, bias = f"{second}.weight", f"{second}.bias"
+        constant = ACT2FN[config[family.key("hidden_act")]](state[f"{first}.bias"][drop].double())
         moved = state[weight][:, drop].double() @ constant
         state[bias] = (state[bias] + moved).to(state[bias].dtype)
         state[weight] = state[weight][:, keep].contiguous()
-        for name in names:
+        for name in (f"{first}.weight", f"{first}.bias"):
             state[name] = state[name][keep]
-    return state, config | {"intermediate_size": size}
+    return state, config | {key: size}

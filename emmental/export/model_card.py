@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 
 from emmental.export.sparse_format import FILE as SPARSE
+from emmental.model.families import FAMILIES, family_of, is_masked
 from emmental.utils.files import atomic_write
 from emmental.utils.provenance import commit, versions
 
@@ -45,24 +46,28 @@ def write_card(folder: Path, argv: list[str], arguments: dict, results: dict, ro
     rows or questions by the name of their set.
     """
     squad, base = "task_name" not in arguments, arguments["model_name_or_path"]
-    masked = arguments["model_type"] == "masked_bert"
+    masked = is_masked(arguments["model_type"])
     title = f"{Path(base).name} {'pruned' if masked else 'fine-tuned'} on {data_name(arguments)}"
     body = [f"# {title}", about(arguments, results), "## Results", result_table(results, rows, squad)]
     body += ["## How it was made", f"```bash\n{shlex.join(['python', *argv])}\n```", made_with()]
-    body += [LOADING, how_to_load(folder.resolve().name, "masked" if masked else "dense", squad)]
+    body += [
+        LOADING,
+        how_to_load(folder.resolve().name, "masked" if masked else "dense", squad, arguments["model_type"]),
+    ]
     save(folder, metadata(arguments, results, rows, title), "\n\n".join(body))
 
 
 def write_folded_card(source: Path, folder: Path, name: str, argv: list[str]) -> None:
     """Leaves the card of a folded model in its `folder`, to be called `name`: its source's, loaded in another way."""
-    squad = "QuestionAnswering" in str(json.loads((source / "config.json").read_text())["architectures"])
+    config = json.loads((source / "config.json").read_text())
+    squad = "QuestionAnswering" in str(config["architectures"])
     form = "sparse" if (folder / SPARSE).exists() else "dense"
     folded = f"Its masks were folded into its weights by\n\n```bash\n{shlex.join(['python', *argv])}\n```"
     data, body = {"license": "unknown", "tags": ["pruning"]}, f"# {source.resolve().name}, folded"
     if card := read_card(source):
         data, body = card.data.to_dict(), card.text.split(LOADING)[0].strip()
     data["library_name"] = "transformers" if form == "dense" else "emmental"
-    save(folder, data, "\n\n".join([body, folded, LOADING, how_to_load(name, form, squad)]))
+    save(folder, data, "\n\n".join([body, folded, LOADING, how_to_load(name, form, squad, config["model_type"])]))
 
 
 def save(folder: Path, data: dict, body: str) -> None:
@@ -114,10 +119,10 @@ def metadata(arguments: dict, results: dict, rows: dict[str, int], title: str) -
         for key in METRICS
         if key in results
     ]
-    masked = arguments["model_type"] == "masked_bert"
+    masked = is_masked(arguments["model_type"])
     head: dict = {"library_name": "emmental" if masked else "transformers", "license": license_of(base)}
     head |= {"pipeline_tag": task, "datasets": [name], "language": "en"}
-    head["tags"] = ["pruning", arguments["pruning_method"]] if masked else ["bert"]
+    head["tags"] = ["pruning", arguments["pruning_method"]] if masked else [arguments["model_type"]]
     head["metrics"] = sorted({METRICS[key] for key in METRICS if key in results})
     if not Path(base).exists():  # a folder here is no name on the Hub
         head["base_model"] = base
@@ -152,7 +157,7 @@ def evaluated(metric: str, rows: dict[str, int]) -> int:
 def about(arguments: dict, results: dict) -> str:
     """What the model is, and what remains of it."""
     base = arguments["model_name_or_path"]
-    if arguments["model_type"] != "masked_bert":
+    if not is_masked(arguments["model_type"]):
         return f"`{base}`, fine-tuned on {data_name(arguments)}; a teacher for contrastive pruning."
     parts = ["contrastive losses"] if arguments["use_contrastive_loss"] else []
     parts += ["distillation"] if arguments["use_distill"] else []
@@ -182,10 +187,11 @@ def made_with() -> str:
     return f"Commit {commit() or 'unknown'}; {packages}."
 
 
-def how_to_load(name: str, form: str, squad: bool) -> str:
-    """The lines of Python that load a model of this form, and a remark where there is one."""
+def how_to_load(name: str, form: str, squad: bool, model_type: str) -> str:
+    """The lines of Python that load a model of this form and type, and a remark where there is one."""
     kind = "QuestionAnswering" if squad else "SequenceClassification"
-    classes = {"masked_class": f"MaskedBertFor{kind}", "plain_class": f"BertFor{kind}"}
+    plain = f"{FAMILIES[family_of(model_type)].prefix}For{kind}"
+    classes = {"masked_class": f"Masked{plain}", "plain_class": plain}
     lines = LOAD[form].format(folder=name, **classes).split("\n\n")
     code, remark = "\n\n".join(lines[:2]), lines[2:]
     return "\n\n".join([f"```python\n{code}\n```", *remark])

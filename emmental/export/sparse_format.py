@@ -7,6 +7,7 @@ weights come back as they were (a zero loses its sign), or as their float16 roun
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from emmental.model.families import LAYER
 from emmental.utils.errors import InputError
 from emmental.utils.files import atomic_write
 
@@ -64,7 +66,7 @@ def pack(state_dict: dict[str, Tensor], dtype: str = "float32") -> tuple[dict[st
     tensors, entries = {}, {}
     for name, value in rounded(state_dict, dtype).items():
         forms = {"dense": {name: value}}
-        if name.startswith("bert.encoder.") and name.endswith(".weight") and value.dim() == 2:
+        if re.search(LAYER, name) and name.endswith(".weight") and value.dim() == 2:
             kept = (value != 0).flatten()
             for index, (encode, _) in INDEXES.items():
                 code = torch.from_numpy(encode(kept.numpy()))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from emmental.utils.errors import InputError
 
+LAYER = r"\.layers?\.(\d+)\."  # in the name of a weight of the encoder, every family's, with the layer's number
 MASKED = "masked_"  # before a family's name: the model_type of its masked model
 
 
@@ -28,18 +29,22 @@ class Family:
     span_head: tuple[str, ...] = ("qa_outputs",)
     embeddings: tuple[str, ...] = ("embeddings",)  # of the inner model, frozen while it is pruned
     encoder: str = "encoder"  # of the inner model; every linear in it is masked
-    feed_forward: tuple[str, str] | None = ("intermediate.dense", "output.dense")  # of a layer; None: not of this kind
+    feed_forward: tuple[str, str] | None = ("intermediate.dense", "output.dense")  # of a layer, the two matrices
     token_types: bool = True
-    offset_positions: bool = False  # position ids begin after the padding token's id
-    packing: bool = True
+    after_padding: bool = False  # positions are counted from the id of the padding token on, which comes first
+    rotary: bool = False  # positions turn queries and keys in every layer, and some layers attend to neighbours alone
     first_tokens: str | None = "bert"  # a key of packing.FIRST_TOKENS: how a layer computes its first tokens alone
-    # sizes in its config, and what they are where it says nothing
-    sizes: dict[str, int] = field(default_factory=dict)
-    renamed: dict[str, str] = field(default_factory=dict)  # sizes that its config names otherwise than BERT's
+    sparse: bool = False  # whether load_sparse runs it
+    sizes: dict[str, int] = field(default_factory=dict)  # in its config, and what they are where it says nothing
+    renamed: dict[str, str] = field(default_factory=dict)  # BERT's name of a setting -> this family's
 
-    def size(self, config: dict, name: str) -> object:
+    def key(self, name: str) -> str:
+        """The name in this family's config of what BERT's calls `name`."""
+        return self.renamed.get(name, name)
+
+    def size(self, config: dict, name: str) -> int:
         """A size by BERT's name for it, as the config has it, or else the default."""
-        return config.get(self.renamed.get(name, name), self.sizes[name])
+        return config.get(self.key(name), self.sizes[self.key(name)])
 
 
 BERT_SIZES = {
@@ -58,9 +63,79 @@ FAMILIES = {
         dropout="dropout",
         classifier="classifier",
         new_weights=("bert.pooler.", "classifier.", "qa_outputs."),
+        sparse=True,
         sizes=BERT_SIZES,
     ),
+    "roberta": Family(
+        prefix="Roberta",
+        features=("classifier.dropout", "classifier.dense", "tanh"),
+        dropout="classifier.dropout",
+        classifier="classifier.out_proj",
+        new_weights=("classifier.", "qa_outputs."),
+        after_padding=True,
+        sizes=BERT_SIZES | {"vocab_size": 50265},
+    ),
+    "electra": Family(
+        prefix="Electra",
+        features=("classifier.dropout", "classifier.dense", "classifier.activation"),
+        dropout="classifier.dropout",
+        classifier="classifier.out_proj",
+        new_weights=("classifier.", "qa_outputs."),
+        embeddings=("embeddings", "embeddings_project"),
+        sizes=BERT_SIZES | {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024},
+    ),
+    "distilbert": Family(
+        prefix="DistilBert",
+        features=("pre_classifier", "relu"),
+        dropout="dropout",
+        classifier="classifier",
+        new_weights=("pre_classifier.", "classifier.", "qa_outputs."),
+        span_head=("dropout", "qa_outputs"),
+        encoder="transformer",
+        feed_forward=("ffn.lin1", "ffn.lin2"),
+        token_types=False,
+        first_tokens="distilbert",
+        sizes={"dim": 768, "n_layers": 6, "n_heads": 12, "hidden_dim": 3072}
+        | {name: BERT_SIZES[name] for name in ("vocab_size", "max_position_embeddings")},
+        renamed={
+            "hidden_size": "dim",
+            "num_hidden_layers": "n_layers",
+            "num_attention_heads": "n_heads",
+            "intermediate_size": "hidden_dim",
+            "hidden_act": "activation",
+        },
+    ),
+    "modernbert": Family(
+        prefix="ModernBert",
+        features=("head",),
+        dropout="drop",
+        classifier="classifier",
+        new_weights=("head.", "classifier."),
+        span_head=("head", "drop", "classifier"),
+        encoder="layers",
+        feed_forward=None,  # gated: two neurons of its first matrix feed one of its second
+        token_types=False,
+        rotary=True,
+        first_tokens=None,
+        sizes={
+            "hidden_size": 768,
+            "vocab_size": 50368,
+            "num_hidden_layers": 22,
+            "num_attention_heads": 12,
+            "intermediate_size": 1152,
+            "max_position_embeddings": 8192,
+        },
+    ),
 }
+
+
+# what --model_type and --teacher_type may be: "masked" and "dense" leave the family to the folder's config
+TYPES = ("masked", "dense", *(MASKED + name for name in FAMILIES), *FAMILIES)
+
+
+def is_masked(model_type: str) -> bool:
+    """Whether one of TYPES, or a config's model_type, is of a masked model."""
+    return model_type.startswith("masked")
 
 
 def family_of(model_type: object) -> str | None:
@@ -69,12 +144,13 @@ def family_of(model_type: object) -> str | None:
     return name if name in FAMILIES else None
 
 
-def is_masked(model_type: str) -> bool:
-    return model_type.startswith(MASKED)
-
-
 def check_family(where: str, model_type: object) -> str:
     """The family of a model_type; InputError, which lists those that can be pruned, for any other."""
     if (name := family_of(model_type)) is None:
         raise InputError(f"{where}: model_type is {model_type!r}, not one of {', '.join(FAMILIES)}")
     return name
+
+
+def full_type(asked: str, family: str) -> str:
+    """One of TYPES with the family's name: "masked" -> "masked_roberta", "dense" -> "roberta"."""
+    return {"masked": MASKED + family, "dense": family}.get(asked, asked)

@@ -8,7 +8,7 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from emmental.model.families import check_family, family_of
+from emmental.model.families import MASKED, check_family, family_of
 from emmental.model.heads import ANSWERS, CLASSIFIES
 from emmental.model.masked_model import MaskedConfig, MaskedModel, masked_class
 from emmental.pruning.masked_linear import set_threshold
@@ -18,7 +18,7 @@ from emmental.utils.errors import InputError, print_once
 def load_config(name: str, **settings) -> MaskedConfig:
     """The config of a model, masked or not, as its family's masked model needs it, with `settings` in place of its."""
     family = check_family(name, transformers.PretrainedConfig.get_config_dict(name)[0].get("model_type"))
-    return masked_class(family, "Config").from_pretrained(name, **settings)
+    return masked_class(family, "Config").from_pretrained(name, model_type=MASKED + family, **settings)
 
 
 def load(head: str, name: str, config_name: str = "", *, trained: bool = True, **settings) -> MaskedModel:
@@ -66,13 +66,16 @@ def report_new_weights(name: str, model: MaskedModel, loading_info: dict) -> Non
 
 
 def load_tokenizer(name: str, do_lower_case: bool):
-    """A folder's fast tokenizer; `do_lower_case` lower-cases whatever its files say."""
+    """A folder's fast tokenizer; `do_lower_case` lower-cases whatever its files say, and is refused where it cannot."""
     settings = {"do_lower_case": True} if do_lower_case else {}
     try:
-        return transformers.AutoTokenizer.from_pretrained(name, **settings)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **settings)
     except Exception as error:  # as above, and the tokenizers' own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise InputError(f"{name}: the tokenizer cannot be loaded ({reason})") from error
+    if do_lower_case and tokenizer.tokenize("A") != tokenizer.tokenize("a"):
+        raise InputError(f"--do_lower_case: the tokenizer of {name} keeps capitals apart whatever it is told")
+    return tokenizer
 
 
 def load_masked(directory: str, pruning_method: str | None = None, threshold: float | None = None) -> MaskedModel:

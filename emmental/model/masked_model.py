@@ -72,6 +72,12 @@ class SpanOutput(ModelOutput):
         return self.start_logits, self.end_logits
 
 
+def mean(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """The mean over the real tokens, (batch, length, hidden) -> (batch, hidden)."""
+    weights = attention_mask[..., None].to(hidden.dtype)
+    return (hidden * weights).sum(1) / weights.sum(1)
+
+
 class ScoreInit:
     """Initialises scores with the weights, for the inner model: from_pretrained asks the innermost that holds one."""
 
@@ -95,6 +101,10 @@ class MaskedModel:
 
     family: ClassVar[Family]
     packing = True
+
+    def represent(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """(batch, length, hidden) -> (batch, hidden): `alignrep`'s pooling, before any dropout of the anchor's own."""
+        raise NotImplementedError
 
     def __init__(self, config: MaskedConfig):
         super().__init__(config)
@@ -123,11 +133,17 @@ class MaskedModel:
     def encoder(self) -> nn.Module:
         return self.get_submodule(self.encoder_name)
 
+    @property
+    def embeddings(self) -> list[nn.Module]:
+        """What makes the first layer's input, in turn; a factorised one ends in a projection to the hidden size."""
+        names = (name for name in self.family.embeddings if hasattr(self.base_model, name))
+        return [getattr(self.base_model, name) for name in names]
+
     def freeze_embeddings(self) -> None:
         """Freezes a masked model's embeddings; again after from_pretrained, which makes new parameters."""
         if self.config.pruning_method is not None:
-            for name in self.family.embeddings:
-                getattr(self.base_model, name).requires_grad_(False)
+            for module in self.embeddings:
+                module.requires_grad_(False)
 
     def hidden_states(
         self, input_ids, attention_mask=None, token_type_ids=None, *, first_alone: bool = False
@@ -147,24 +163,49 @@ class MaskedModel:
         if self.family.token_types:
             inputs["token_type_ids"] = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         inputs = {name: x.to(device, non_blocking=True) for name, x in inputs.items()}
-        if self.packing:
-            packing = Packing(attention_mask, device)
-            inputs = {name: packing.pack(x) for name, x in inputs.items()}
+        packing = Packing(attention_mask, device) if self.packing else None
         attention_mask = attention_mask.to(device, non_blocking=True)
-        embedded = self.base_model.embeddings(**inputs)
+        first_alone = first_alone and packing is not None and self.family.first_tokens is not None
         with masked_products(self.encoder):
-            if self.packing and first_alone:
-                *layers, last = self.encoder.layer
-                for layer in layers:
-                    embedded = layer(embedded, packing=packing)
-                return FIRST_TOKENS[self.family.first_tokens](last, embedded, packing)[:, None], attention_mask
-            if self.packing:
-                return packing.unpack(self.encoder(embedded, packing=packing).last_hidden_state), attention_mask
-            keys = attention_mask.bool()[:, None, None]
-            return self.encoder(embedded, attention_mask=keys).last_hidden_state, attention_mask
+            if packing is None:
+                return self.padded_layers(inputs, attention_mask), attention_mask
+            inputs = {name: packing.pack(x) for name, x in inputs.items()}
+            hidden = self.packed_layers(inputs, packing, first_alone)
+        return hidden[:, None] if first_alone else packing.unpack(hidden), attention_mask
+
+    def embed(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The first layer's input, (batch, length, hidden)."""
+        first, *others = self.embeddings
+        embedded = first(**inputs)
+        for module in others:
+            embedded = module(embedded)
+        return embedded
+
+    def padded_layers(self, inputs: dict[str, torch.Tensor], attention_mask: torch.Tensor) -> torch.Tensor:
+        """The last layer's output, all of (batch, length, hidden) computed."""
+        if self.family.rotary:
+            return self.base_model(**inputs, attention_mask=attention_mask).last_hidden_state
+        keys = attention_mask.bool()[:, None, None]
+        return self.encoder(self.embed(inputs), attention_mask=keys).last_hidden_state
+
+    def packed_layers(self, inputs: dict[str, torch.Tensor], packing: Packing, first_alone: bool) -> torch.Tensor:
+        """The last layer's output, (1, tokens, hidden), or of first tokens alone, (batch, hidden)."""
+        if self.family.rotary:
+            masks = {"full_attention": None, "sliding_attention": None}  # the packing knows what may be attended to
+            return self.base_model(**inputs, attention_mask=masks, packing=packing).last_hidden_state
+        hidden = self.embed(inputs)
+        if not first_alone:
+            return self.encoder(hidden, packing=packing).last_hidden_state
+        *layers, last = self.encoder.layer
+        for layer in layers:
+            hidden = layer(hidden, packing=packing)
+        return FIRST_TOKENS[self.family.first_tokens](last, hidden, packing)
 
     def position_ids(self, input_ids: torch.Tensor, device: torch.device) -> torch.Tensor:
         """The position of each token, (batch, length)."""
+        if self.family.after_padding:
+            embeddings = self.base_model.embeddings
+            return embeddings.create_position_ids_from_input_ids(input_ids, embeddings.padding_idx)
         return torch.arange(input_ids.shape[1], device=device).expand_as(input_ids)
 
     def through(self, steps: tuple[str, ...], x: torch.Tensor) -> torch.Tensor:
@@ -172,13 +213,6 @@ class MaskedModel:
         for step in steps:
             x = (ACT2FN[step] if step in ACT2FN else self.get_submodule(step))(x)
         return x
-
-    def represent(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """(batch, length, hidden) -> (batch, hidden): `alignrep`'s pooling, before any dropout."""
-        if self.config.alignrep == "cls":
-            return self.first_token(hidden)
-        weights = attention_mask[..., None].to(hidden.dtype)
-        return (hidden * weights).sum(1) / weights.sum(1)
 
     def encode(self, input_ids, attention_mask=None, token_type_ids=None) -> torch.Tensor:
         """The representation as the banks store it, (batch, hidden): of length 1, in the mode the model is in."""
@@ -190,14 +224,22 @@ class MaskedModel:
 class MaskedClassifier(MaskedModel):
     """A sentence or sentence pair -> `config.num_labels` logits."""
 
-    def first_token(self, hidden: torch.Tensor) -> torch.Tensor:
+    def features(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """What the head's last linear reads, but for the dropout before it, (batch, hidden)."""
+        pooled = hidden[:, 0]
+        if getattr(self.config, "classifier_pooling", "cls") == "mean":
+            pooled = mean(hidden, attention_mask)
+        return self.through(self.family.features, pooled)
+
+    def represent(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         # as released: `cls` is the tanh pooler's output here (D6), in general what the head's last linear reads
-        return self.through(self.family.features, hidden[:, 0])
+        cls = self.config.alignrep == "cls"
+        return self.features(hidden, attention_mask) if cls else mean(hidden, attention_mask)
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None) -> ClassificationOutput:
         inputs = input_ids, attention_mask, token_type_ids
         hidden, attention_mask = self.hidden_states(*inputs, first_alone=self.config.alignrep == "cls")
-        features = self.get_submodule(self.family.dropout)(self.first_token(hidden))
+        features = self.get_submodule(self.family.dropout)(self.features(hidden, attention_mask))
         # as released: the cls anchor is taken after dropout, mean-pooling has none of its own (D5)
         anchor = features if self.config.alignrep == "cls" else self.represent(hidden, attention_mask)
         logits = self.get_submodule(self.family.classifier)(features)
@@ -207,8 +249,9 @@ class MaskedClassifier(MaskedModel):
 class MaskedAnswerer(MaskedModel):
     """A question and a window of a passage -> logits of the answer's first and last token."""
 
-    def first_token(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden[:, 0]  # as released: `cls` is the raw hidden state here, there is no pooler (D6)
+    def represent(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        # as released: `cls` is the raw hidden state here, there is no pooler (D6)
+        return hidden[:, 0] if self.config.alignrep == "cls" else mean(hidden, attention_mask)
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None) -> SpanOutput:
         """With packing on, padding is no part of the span: its logits are -10000. Off, it is, as released (D37)."""

@@ -26,8 +26,19 @@ class Group:
 
     shape: tuple[int, int]
     tokens: int
+    device: torch.device
     real: torch.Tensor | None  # (tokens,): places in the flattened group; None: it has no padding
     keys: torch.Tensor | None  # (texts, 1, 1, width): keys that may be attended to, for every head and query
+
+    def near(self, window: int) -> torch.Tensor | None:
+        """(texts or 1, 1, width, width): which keys are real and at most `window` places from a query, or itself."""
+        width = self.shape[1]
+        if width <= window + 1:
+            return self.keys
+        places = torch.arange(width, device=self.device)
+        distance = (places[:, None] - places).abs()
+        close = (distance <= window)[None, None]
+        return close if self.keys is None else close & self.keys | (distance == 0)  # else padding would attend to none
 
     def unpack(self, tokens: torch.Tensor) -> torch.Tensor:
         """(tokens, heads, head size) -> (texts, heads, width, head size), zeros for padding"""
@@ -41,10 +52,13 @@ class Group:
         context = context.transpose(1, 2).flatten(0, 1)
         return context if self.real is None else context.index_select(0, self.real)
 
-    def attend(self, query, key, value, p: float, scaling: float, alone: bool) -> torch.Tensor:
+    def attend(
+        self, query, key, value, p: float, scaling: float, alone: bool, window: int | None = None
+    ) -> torch.Tensor:
         """Attention within each text of (tokens, heads, head size); with `alone`, `query` is of first tokens only."""
         query = query[:, :, None] if alone else self.unpack(query)
-        context = attention(query, self.unpack(key), self.unpack(value), self.keys, p, scaling)
+        keys = self.keys if window is None else self.near(window)
+        context = attention(query, self.unpack(key), self.unpack(value), keys, p, scaling)
         return context.squeeze(2) if alone else self.pack(context)
 
 
@@ -72,7 +86,7 @@ class Packing:
             mask = attention_mask[members, : widths[members[0]]]
             real = mask.flatten().nonzero().squeeze(-1)
             padded = (there(real), there(mask.bool()[:, None, None])) if len(real) < mask.numel() else (None, None)
-            self.groups.append(Group(tuple(mask.shape), len(real), *padded))
+            self.groups.append(Group(tuple(mask.shape), len(real), device, *padded))
 
     def pack(self, padded: torch.Tensor) -> torch.Tensor:
         """(batch, length, ...) -> (1, tokens, ...)"""
@@ -84,15 +98,18 @@ class Packing:
         tokens = tokens.new_zeros(self.shape.numel(), *tokens.shape[1:]).index_copy_(0, self.real, tokens)
         return tokens.view(*self.shape, *tokens.shape[1:])
 
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, p: float, scaling: float):
-        """Attention within each text of (tokens, heads, head size); `query` may be of first tokens alone."""
+    def attend(self, query, key, value, p: float, scaling: float, window: int | None = None) -> torch.Tensor:
+        """Attention within each text of (tokens, heads, head size); `query` may be of first tokens alone.
+
+        With a `window`, every token attends to those at most so many places away.
+        """
         alone = len(query) < len(key)
         if len(self.groups) == 1:
-            return self.groups[0].attend(query, key, value, p, scaling, alone)
+            return self.groups[0].attend(query, key, value, p, scaling, alone, window)
         queries = query.split([group.shape[0] if alone else group.tokens for group in self.groups])
         keys, values = (x.split([group.tokens for group in self.groups]) for x in (key, value))
         parts = zip(self.groups, queries, keys, values, strict=True)
-        return torch.cat([group.attend(*part, p, scaling, alone) for group, *part in parts])
+        return torch.cat([group.attend(*part, p, scaling, alone, window) for group, *part in parts])
 
 
 def attention(query, key, value, keys, p: float, scaling: float) -> torch.Tensor:
@@ -105,7 +122,9 @@ def attention(query, key, value, keys, p: float, scaling: float) -> torch.Tensor
     return dropout(scores.softmax(-1), p) @ value
 
 
-def packed_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, packing=None, **_):
+def packed_attention(
+    module, query, key, value, attention_mask, dropout=0.0, scaling=None, packing=None, sliding_window=None, **_
+):
     """Attention on (batch, heads, length, head size), or on (1, heads, tokens, head size) with a `packing`.
 
     Returns (batch, length, heads, head size) or (1, tokens, heads, head size), and no attention weights.
@@ -114,22 +133,38 @@ def packed_attention(module, query, key, value, attention_mask, dropout=0.0, sca
         context = scaled_dot_product_attention(query, key, value, attention_mask, dropout, scale=scaling)
         return context.transpose(1, 2), None
     tokens = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
-    return packing.attend(*tokens, dropout, scaling)[None], None
+    window = None if sliding_window is None else sliding_window - 1  # ModernBERT's counts the token itself
+    return packing.attend(*tokens, dropout, scaling, window)[None], None
 
 
 def bert_first_tokens(layer: nn.Module, hidden: torch.Tensor, packing: Packing) -> torch.Tensor:
     """A BERT layer's output for the first token of each text alone, (1, tokens, hidden) -> (batch, hidden)."""
     tokens, attending = hidden.squeeze(0), layer.attention.self
     first = tokens.index_select(0, packing.first)
-    heads = attending.num_attention_heads, attending.attention_head_size
     query, key, value = attending.query(first), attending.key(tokens), attending.value(tokens)
+    context = first_context(attending, query, key, value, packing)
+    return layer.feed_forward_chunk(layer.attention.output(context, first)).index_select(0, packing.inverse)
+
+
+def distilbert_first_tokens(layer: nn.Module, hidden: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """The same of a DistilBERT layer."""
+    tokens, attending = hidden.squeeze(0), layer.attention
+    first = tokens.index_select(0, packing.first)
+    query, key, value = attending.q_lin(first), attending.k_lin(tokens), attending.v_lin(tokens)
+    context = first_context(attending, query, key, value, packing)
+    attended = layer.sa_layer_norm(attending.out_lin(context) + first)
+    return layer.output_layer_norm(layer.ffn(attended) + attended).index_select(0, packing.inverse)
+
+
+def first_context(attending: nn.Module, query, key, value, packing: Packing) -> torch.Tensor:
+    """What first tokens' queries (batch, hidden) gather from keys and values (tokens, hidden): (batch, hidden)."""
     p = attending.dropout.p if attending.training else 0.0
-    context = packing.attend(*(x.unflatten(-1, heads) for x in (query, key, value)), p, attending.scaling)
-    return layer.feed_forward_chunk(layer.attention.output(context.flatten(1), first)).index_select(0, packing.inverse)
+    split = (x.unflatten(-1, (-1, attending.attention_head_size)) for x in (query, key, value))
+    return packing.attend(*split, p, attending.scaling).flatten(1)
 
 
 # How a layer's first tokens alone are computed, by the names of its modules; a family without an entry computes all.
-FIRST_TOKENS = {"bert": bert_first_tokens}
+FIRST_TOKENS = {"bert": bert_first_tokens, "distilbert": distilbert_first_tokens}
 
 AttentionInterface.register(ATTENTION, packed_attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # for whoever calls the inner BertModel with a padded batch

@@ -11,25 +11,15 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from emmental.model.families import FAMILIES, Family, check_family, family_of, full_type, is_masked
 from emmental.model.heads import CLASSIFIES, check_head, check_order, label_names
 from emmental.model.vocabulary import vocabulary
 from emmental.pruning.methods import METHODS
 from emmental.utils.errors import InputError
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-TOKENIZERS = ("tokenizer.json", "vocab.txt")
-TOKENIZER_FILES = (*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-
-# what must be a number in a BERT's config, and what it is where the config says nothing
-SIZES = {
-    "hidden_size": 768,
-    "vocab_size": 30522,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "max_position_embeddings": 512,
-}
-
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
+TOKENIZER_FILES = (*TOKENIZERS, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 # what a teacher must share with its student: texts, how they are cut and tokenised
 OF_DATA = ("task_name", "data_dir", "train_file", "predict_file", "version_2_with_negative", "config_name")
@@ -69,23 +59,31 @@ def _read_json(path: Path, missing: str) -> dict:
     return config
 
 
-def check_config(name: str, flag: str, max_seq_length: int, types: tuple[str, ...] = ("bert", "masked_bert")) -> dict:
-    """The config of a BERT; InputError for any other."""
+def check_config(name: str, flag: str, max_seq_length: int, model_type: str | None = None) -> dict:
+    """The config of a model of one of the families, of `model_type` if one is given; InputError for any other."""
     config = read_config(name, flag)
-    if config.get("model_type") not in types:
-        raise InputError(f"{flag} {name}: model_type is {config.get('model_type')!r}, not {' or '.join(types)}")
-    for key, default in SIZES.items():
+    found = config.get("model_type")
+    family = FAMILIES[check_family(f"{flag} {name}", found)]
+    if model_type and found != full_type(model_type, family_of(found)):
+        raise InputError(f"{flag} {name}: model_type is {found!r}, not {full_type(model_type, family_of(found))}")
+    for key, default in family.sizes.items():
         if type(value := config.get(key, default)) is not int or value < 1:
             raise InputError(f"{flag} {name}: its config's {key} is {value!r}")
-    positions = config.get("max_position_embeddings", SIZES["max_position_embeddings"])
-    if max_seq_length > positions:
+    if max_seq_length > (positions := usable_positions(family, config)):
         raise InputError(f"--max_seq_length {max_seq_length}: {name} has {positions} positions")
     return config
 
 
-def check_model(name: str, flag: str, max_seq_length: int, types: tuple[str, ...] = ("bert", "masked_bert")) -> dict:
-    """The config of a model that can be loaded as a BERT; InputError for any other."""
-    config = check_config(name, flag, max_seq_length, types)
+def usable_positions(family: Family, config: dict) -> int:
+    """The longest input of a model: where positions are counted after the padding token, those before are lost."""
+    padding = config.get("pad_token_id", 1)
+    lost = 1 + padding if family.after_padding and isinstance(padding, int) else 0
+    return family.size(config, "max_position_embeddings") - lost
+
+
+def check_model(name: str, flag: str, max_seq_length: int, model_type: str | None = None) -> dict:
+    """The config of a model that can be loaded, as check_config; InputError for any other."""
+    config = check_config(name, flag, max_seq_length, model_type)
     if not os.path.isdir(name):
         return config
     if not any(os.path.isfile(os.path.join(name, weights)) for weights in WEIGHTS):
@@ -101,7 +99,7 @@ def check_model(name: str, flag: str, max_seq_length: int, types: tuple[str, ...
 
 def check_masks_defined(name: str, flag: str, config: dict) -> None:
     """Refuses a masked model whose config lacks pruning_method or threshold."""
-    if config["model_type"] != "masked_bert":
+    if not is_masked(config["model_type"]):
         return
     has_method = "pruning_method" in config
     if not has_method or (config["pruning_method"] and config.get("threshold") is None):
@@ -123,6 +121,7 @@ def check_student(
     """
     flag = "--model_name_or_path"
     config = check_model(name, flag, max_seq_length)
+    family = FAMILIES[family_of(config["model_type"])]
     if not trains:
         check_masks_defined(name, flag, config)
         check_head(f"{flag} {name}", config, labels)
@@ -130,15 +129,16 @@ def check_student(
         named = label_names(f"{flag} {name}", config)
         if len(named) == len(labels):  # else training makes a new head
             check_order(f"{flag} {name}", named, labels)
-    if trains == "bert" and config["model_type"] == "masked_bert" and config.get("pruning_method"):
-        raise InputError(f"--model_type bert: {name} is masked; fold it first, with bertarize.py")
+    pruned = is_masked(config["model_type"]) and config.get("pruning_method")
+    if trains and not is_masked(trains) and pruned:
+        raise InputError(f"--model_type {trains}: {name} is masked; fold it first, with bertarize.py")
     if config_name:
         config = check_other_config(config_name, name, config, max_seq_length, trains)
     folder, flag = (tokenizer_name, "--tokenizer_name") if tokenizer_name else (name, "--model_name_or_path")
     found = any(os.path.isfile(os.path.join(folder, file)) for file in TOKENIZERS)
     if not found and (os.path.exists(folder) or folder.startswith((".", "/", "~"))):
-        raise InputError(f"{flag} {folder}: no tokenizer, it has neither {' nor '.join(TOKENIZERS)}")
-    tokens, embedded = 1 + max((vocabulary(folder) or {"": 0}).values()), config.get("vocab_size", SIZES["vocab_size"])
+        raise InputError(f"{flag} {folder}: no tokenizer, it has none of {', '.join(TOKENIZERS)}")
+    tokens, embedded = 1 + max((vocabulary(folder) or {"": 0}).values()), family.size(config, "vocab_size")
     if tokens > embedded:
         raise InputError(f"{flag} {folder}: its tokenizer has {tokens} tokens, and {config_name or name} {embedded}")
     return config
@@ -147,22 +147,39 @@ def check_student(
 def check_other_config(config_name: str, name: str, config: dict, max_seq_length: int, trains: str) -> dict:
     """The config of --config_name; InputError where a pruned model would be evaluated without its masks."""
     other = check_config(config_name, "--config_name", max_seq_length)
+    theirs, ours = (family_of(x["model_type"]) for x in (other, config))
+    if theirs != ours:
+        raise InputError(f"--config_name {config_name}: of the family {theirs}, and {name} of {ours}")
     if not trains:
         check_masks_defined(config_name, "--config_name", other)
-        method, given = (x.get("pruning_method") if x["model_type"] == "masked_bert" else None for x in (config, other))
+        method, given = (x.get("pruning_method") if is_masked(x["model_type"]) else None for x in (config, other))
         if method and given != method:
             raise InputError(f"--config_name {config_name}: its pruning_method is {given}, and {name} has {method}")
     return other
 
 
 def check_models(args, labels: tuple[str, ...] | None) -> None:
-    """Refuses the model that the flags name, and a teacher that does not suit it; `labels` as in check_head."""
+    """Refuses the model that the flags name, and a teacher that does not suit it; `labels` as in check_head.
+
+    --model_type and --teacher_type become the full types, with the family that the model's config tells.
+    """
     name, length = args.model_name_or_path, args.max_seq_length
+    found = check_config(name, "--model_name_or_path", 0)["model_type"]
+    args.model_type = fitting_type(args.model_type, name, family_of(found))
+    args.teacher_type = full_type(args.teacher_type, family_of(found))
     student = check_student(name, args.config_name, args.tokenizer_name, length, args.trains, labels)
     if args.needs_teacher:
         check_teacher_exists(args, labels)
         teacher = args.teacher_name_or_path, args.teacher_type
         check_teacher(*teacher, name, student, args.tokenizer_name or name, length, labels)
+
+
+def fitting_type(asked: str, name: str, family: str) -> str:
+    """The full model_type of a model of this family; InputError where another family's is asked for."""
+    fits = full_type("masked" if is_masked(asked) else "dense", family)
+    if full_type(asked, family) != fits:
+        raise InputError(f"--model_type {asked}: {name} is of the family {family}, which --model_type {fits} fits")
+    return fits
 
 
 def check_teacher_exists(args, labels: tuple[str, ...] | None) -> None:
@@ -171,7 +188,14 @@ def check_teacher_exists(args, labels: tuple[str, ...] | None) -> None:
     if os.path.isdir(name) or not is_path(name):
         return
     batch, epochs = ("16", "2") if labels is None else ("32", "3")  # as published
-    command = ["python", sys.argv[0], "--model_type", "bert", "--model_name_or_path", args.model_name_or_path]
+    command = [
+        "python",
+        sys.argv[0],
+        "--model_type",
+        family_of(args.model_type),
+        "--model_name_or_path",
+        args.model_name_or_path,
+    ]
     command += ["--output_dir", name, "--do_train", "--do_eval", "--per_gpu_train_batch_size", batch]
     command += ["--learning_rate", "3e-5", "--num_train_epochs", epochs, "--save_steps", "0"]
     for flag in OF_DATA:
@@ -187,7 +211,7 @@ def check_masked(name: str, flag: str, pruning_method: str | None, threshold: fl
     """
     if not os.path.isdir(name):
         raise InputError(f"{flag} {name}: no such folder")
-    config = check_model(name, flag, 0, ("masked_bert",))
+    config = check_model(name, flag, 0, "masked")
     for key, given in (("pruning_method", pruning_method), ("threshold", threshold)):
         saved = config.get(key)
         if given is None and saved is None:
@@ -218,10 +242,10 @@ def check_teacher(
     `kind` is the model_type it must have; `tokenizer_name` whose tokenizer both read; `labels` as in check_head.
     """
     flag = f"--teacher_name_or_path {name}"
-    teacher = check_model(name, "--teacher_name_or_path", max_seq_length, (kind,))
+    teacher = check_model(name, "--teacher_name_or_path", max_seq_length, kind)
     check_masks_defined(name, "--teacher_name_or_path", teacher)
     for key in ("hidden_size", "vocab_size"):
-        theirs, ours = teacher.get(key, SIZES[key]), student.get(key, SIZES[key])
+        theirs, ours = (FAMILIES[family_of(kind)].size(config, key) for config in (teacher, student))
         if theirs != ours:
             raise InputError(f"{flag}: {key} {theirs}, and {student_name} has {ours}")
     theirs, ours = vocabulary(name), vocabulary(tokenizer_name)

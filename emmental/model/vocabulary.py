@@ -16,6 +16,8 @@ def vocabulary(folder: str) -> dict[str, int] | None:
             saved = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
             added = {token["content"]: token["id"] for token in saved.get("added_tokens", ())}
             return {token: int(number) for token, number in (saved["model"]["vocab"] | added).items()}
+        if (path / "vocab.json").is_file():
+            return json.loads((path / "vocab.json").read_text(encoding="utf-8"))
         return {word.decode(): number for number, word in enumerate((path / "vocab.txt").read_bytes().split())}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the Hub's errors are OSErrors or ValueErrors
         return None

@@ -9,6 +9,16 @@ from torch import nn
 
 from emmental.pruning.masked_linear import kept_weights, masked_linears
 
+# what the heat map calls a layer's matrices; others keep their names
+COLUMNS = {
+    **{f"attention.self.{name}": name for name in ("query", "key", "value")},
+    **{"attention.q_lin": "query", "attention.k_lin": "key", "attention.v_lin": "value"},
+    **{"attn.Wqkv": "query, key,\nvalue"},
+    **dict.fromkeys(("attention.output.dense", "attention.out_lin", "attn.Wo"), "attention\noutput"),
+    **dict.fromkeys(("intermediate.dense", "ffn.lin1", "mlp.Wi"), "FFN\nin"),
+    **dict.fromkeys(("output.dense", "ffn.lin2", "mlp.Wo"), "FFN\nout"),
+}
+
 
 @dataclass(frozen=True)
 class Count:
@@ -77,13 +87,10 @@ def heat_map(counted: Count):
     from matplotlib.colors import LogNorm  # optional, which callers ask for first
     from matplotlib.figure import Figure
 
-    kinds = {"query": "query", "key": "key", "value": "value", "attention.output": "attention\noutput"}
-    kinds |= {"intermediate": "FFN\nin", "output": "FFN\nout"}
-    cells = {}
+    cells, kinds = {}, {}
     for name, (kept, total) in counted.matrices.items():
-        layer, rest = re.search(r"layer\.(\d+)\.(.*)", name).groups()
-        kind = next(kind for kind in kinds if kind in rest)
-        cells[int(layer), list(kinds).index(kind)] = 100 * kept / total
+        layer, kind = re.search(r"layers?\.(\d+)\.(.+?)(?:\.weight)?$", name).groups()
+        cells[int(layer), kinds.setdefault(kind, len(kinds))] = 100 * kept / total
     layers = max(layer for layer, _ in cells) + 1
     values = np.array([[cells[layer, kind] for kind in range(len(kinds))] for layer in range(layers)])
     figure = Figure(figsize=(8, 1.6 + 0.42 * layers), layout="constrained")
@@ -94,7 +101,7 @@ def heat_map(counted: Count):
     for (layer, kind), percent in cells.items():
         shade = "black" if norm(max(percent, 0.1)) > 0.6 else "white"
         axes.text(kind, layer, f"{percent:.3g}", ha="center", va="center", color=shade)
-    axes.set_xticks(range(len(kinds)), kinds.values())
+    axes.set_xticks(range(len(kinds)), [COLUMNS.get(kind, kind) for kind in kinds])
     axes.set_yticks(range(layers), [f"layer {layer}" for layer in range(layers)])
     axes.set_title(f"Remaining weights by matrix, percent (all masked matrices: {counted.remaining:.2f} %)")
     bar = figure.colorbar(image, label="percent, logarithmic scale")

@@ -16,7 +16,7 @@ from emmental.utils import distributed
 
 @contextmanager
 def masked_products(encoder: nn.Module) -> Iterator[None]:
-    """While entered on a device, the linears of `encoder.layer` with a binary mask hold masked weights made at once.
+    """While entered on a device, the linears of `encoder` with a binary mask hold masked weights made at once.
 
     A CPU makes each where it is used, when it is still in the cache. Several processes make them layer by layer, so
     that a layer's gradients travel while those of the layers below are computed.
@@ -26,7 +26,8 @@ def masked_products(encoder: nn.Module) -> Iterator[None]:
         yield
         return
     try:
-        for part in encoder.layer if distributed.world() > 1 else [encoder]:
+        layers = getattr(encoder, "layer", encoder)  # ModernBERT's encoder is the list itself
+        for part in layers if distributed.world_size() > 1 else [encoder]:
             make_products([x for x in masked_linears(part).values() if x in linears])
         yield
     finally:
@@ -40,8 +41,9 @@ def make_products(linears: list[MaskedLinear]) -> None:
     biases = [x.bias for x in linears]
     device = weights[0].device.type
     if torch.is_autocast_enabled(device):
-        both = Cast.apply(torch.get_autocast_dtype(device), *weights, *biases)
-        weights, biases = both[: len(linears)], both[len(linears) :]
+        both = iter(Cast.apply(torch.get_autocast_dtype(device), *weights, *(x for x in biases if x is not None)))
+        weights = [next(both) for _ in weights]
+        biases = [None if x is None else next(both) for x in biases]
     for linear, weight, bias in zip(linears, weights, biases, strict=True):
         linear.product = weight, bias
 

@@ -226,7 +226,9 @@ ROWS = {
     "config not JSON": ("qqp", ["--model_name_or_path", model(config__json=b"{")], "config.json: not JSON"),
     "config not UTF-8": ("qqp", ["--model_name_or_path", model(config__json=b"\xff")], "config.json: not JSON"),
     "config no object": ("qqp", ["--model_name_or_path", model(config__json=b"[]")], "config.json: not a JSON object"),
-    "RoBERTa": ("qqp", ["--model_name_or_path", model(config__json={"model_type": "roberta"})], "is 'roberta', not"),
+    "no encoder": ("qqp", ["--model_name_or_path", model(config__json={"model_type": "gpt2"})], "not one of bert, "),
+    "another family": ("qqp", ["--model_type", "masked_roberta"], "family bert, which --model_type masked_bert fits"),
+    "another family's teacher": ("qqp", ["--model_type", "electra"], "family bert, which --model_type bert fits"),
     "width no number": (
         *("qqp", ["--model_name_or_path", model(config__json={"hidden_size": "wide"})]),
         "its config's hidden_size is 'wide'",

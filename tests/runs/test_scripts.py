@@ -10,9 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 GLUE, SQUAD = ("run_glue_topk_kd.sh", "run_glue_soft_kd.sh"), ("run_squad_topk_kd.sh", "run_squad_soft_kd.sh")
-COMMON = """--model_type masked_bert --model_name_or_path bert-base-uncased --do_train --do_eval --num_train_epochs 10
+COMMON = """--model_type masked --model_name_or_path bert-base-uncased --do_train --do_eval --num_train_epochs 10
     --learning_rate 3e-5 --mask_scores_learning_rate 1e-2 --mask_init constant --mask_scale 0 --use_contrastive_loss
-    --contrastive_temperature 0.1 --extra_examples 4096 --alignrep cls --use_distill --teacher_type bert
+    --contrastive_temperature 0.1 --extra_examples 4096 --alignrep cls --use_distill --teacher_type dense
     --ce_loss_weight 0.1 --distill_loss_weight 0.9 --save_steps 30000 --seed 42"""
 BOTH = {
     GLUE: """--task_name qqp --per_gpu_train_batch_size 32 --warmup_steps 11000 --initial_warmup 2 --final_warmup 3

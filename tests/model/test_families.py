@@ -1,0 +1,221 @@
+"""Every family's masked model is transformers' own model, packed or not, and folds back into it."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from matplotlib.figure import Figure
+from test_packing import assert_same
+from tiny import OWN_SIZES, SIZES
+from torch import nn
+from torch.nn.functional import normalize
+
+import emmental
+from emmental import set_packing, set_threshold
+from emmental.export.fold import fold
+from emmental.model import loading
+from emmental.model.families import FAMILIES
+from emmental.model.heads import ANSWERS, CLASSIFIES
+from emmental.pruning.counting import count, heat_map
+from emmental.pruning.masked_linear import masked_linears
+from emmental.utils.errors import InputError
+
+LENGTH = 20
+BOTH = [CLASSIFIES, ANSWERS]
+OTHERS = [name for name in FAMILIES if name != "bert"]
+MATRICES = {"bert": 6, "roberta": 6, "electra": 6, "distilbert": 6, "modernbert": 4}  # of a layer
+
+
+def plain_model(family: str, head: str, seed: int = 0, **settings) -> nn.Module:
+    """transformers' own model, of random weights, without dropout."""
+    entry, own = FAMILIES[family], OWN_SIZES[family][1]
+    sizes = {entry.key(name): value for name, value in (SIZES | own | {"vocab_size": 60, "num_labels": 2}).items()}
+    config = getattr(transformers, f"{entry.prefix}Config")(**sizes | settings)
+    off = [name for name in config.to_dict() if "dropout" in name and name != "classifier_dropout"]
+    for name in [*off, *(["classifier_dropout"] if family == "modernbert" else [])]:
+        setattr(config, name, settings.get(name, 0.0))
+    torch.manual_seed(seed)
+    return getattr(transformers, f"{entry.prefix}For{head}")(config).eval()
+
+
+def masked_model(folder, family: str, head: str, method: str | None = "topK", **settings) -> nn.Module:
+    """The masked model of a plain one's folder, with random scores."""
+    masks = {"pruning_method": method, "mask_init": "uniform", "mask_scale": 1.0}
+    return loading.load(head, str(folder), trained=False, **masks | settings).eval()
+
+
+def texts(model: nn.Module, lengths: list[int], seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    mask = (torch.arange(LENGTH) < torch.tensor(lengths)[:, None]).long()
+    ids = torch.randint(3, 60, mask.shape, generator=generator)
+    batch = {"input_ids": ids * mask + (1 - mask) * model.config.pad_token_id, "attention_mask": mask}
+    types = getattr(model.config, "type_vocab_size", 1)
+    return batch | ({"token_type_ids": torch.randint(0, types, mask.shape, generator=generator)} if types > 1 else {})
+
+
+def assert_same_logits(ours, theirs, real: torch.Tensor) -> None:
+    close = {"atol": 1e-6, "rtol": 1e-5}
+    if "logits" in theirs:
+        torch.testing.assert_close(ours.logits, theirs.logits, **close)
+    else:
+        for name in ("start_logits", "end_logits"):
+            torch.testing.assert_close(ours[name][real], theirs[name][real], **close)
+
+
+@pytest.mark.parametrize("head", BOTH)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_transformers_own_model_where_nothing_is_pruned(tmp_path, family, head):
+    plain = plain_model(family, head)
+    plain.save_pretrained(tmp_path)
+    for method in ("topK", None):
+        model = masked_model(tmp_path, family, head, method)
+        set_threshold(model, 1.0)
+        for lengths in ([7, LENGTH, 1], [LENGTH, LENGTH], [3]):
+            batch = texts(plain, lengths)
+            with torch.no_grad():
+                expected = plain(**batch)
+                for packing in (True, False):
+                    set_packing(model, packing)
+                    assert_same_logits(model(**batch), expected, batch["attention_mask"].bool())
+
+
+@pytest.mark.parametrize("head", BOTH)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_has_the_plain_models_weights_and_a_score_for_each_of_the_encoders(tmp_path, family, head):
+    plain = plain_model(family, head)
+    plain.save_pretrained(tmp_path)
+    model = masked_model(tmp_path, family, head)
+    state = model.state_dict()
+    assert [name for name in state if not name.endswith("mask_scores")] == list(plain.state_dict())
+    layers = [name for name, x in plain.named_modules() if isinstance(x, nn.Linear) and ".layer" in name]
+    assert [name.removesuffix(".mask_scores") for name in state if name.endswith("mask_scores")] == layers
+    assert len(layers) == MATRICES[family] * model.config.num_hidden_layers
+    for name in layers:
+        scores = state[f"{name}.mask_scores"]
+        assert scores.shape == state[f"{name}.weight"].shape and 0 < scores.abs().max() <= 1
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name in plain.state_dict() if ".embeddings" in name}
+    assert model.config.model_type == f"masked_{family}" and type(model) is getattr(emmental, type(model).__name__)
+    assert type(model).__name__ == f"Masked{type(plain).__name__}"
+
+
+@pytest.mark.parametrize("alignrep", ["cls", "mean-pooling"])
+@pytest.mark.parametrize("head", BOTH)
+@pytest.mark.parametrize("family", OTHERS)
+def test_packed_equals_padded_gradients_too(tmp_path, family, head, alignrep):
+    plain_model(family, head).save_pretrained(tmp_path)
+    for method in ("topK", None):
+        model = masked_model(tmp_path, family, head, method, alignrep=alignrep)
+        set_threshold(model, 0.4)
+        for lengths in ([5, LENGTH, 1], [LENGTH, LENGTH], [2]):
+            assert_same(model, texts(model, lengths))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_anchor_is_what_the_last_linear_reads(tmp_path, family):
+    """In training after its dropout; a bank's row is the same before it."""
+    plain_model(family, CLASSIFIES).save_pretrained(tmp_path)
+    model, read = masked_model(tmp_path, family, CLASSIFIES), []
+    batch = texts(model, [5, LENGTH, 1])
+    last = [module for module in model.modules() if type(module) is nn.Linear][-1]
+    if family == "distilbert":
+        last = model.classifier
+    last.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode(**batch), normalize(model(**batch).representation, dim=-1))
+        model.train().get_submodule(FAMILIES[family].dropout).p = 0.5
+        anchor = model(**batch).representation
+    assert torch.equal(anchor, read[-1]) and last.out_features == 2
+    assert (anchor == 0).float().mean() > 0.2 or family == "distilbert"  # whose ReLU leaves zeros of its own
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_spans_anchor_is_the_first_tokens_last_hidden_state(tmp_path, family):
+    plain = plain_model(family, ANSWERS)
+    plain.save_pretrained(tmp_path)
+    model, batch = masked_model(tmp_path, family, ANSWERS, None), texts(plain, [5, LENGTH, 1])
+    with torch.no_grad():
+        expected = plain.base_model(**batch).last_hidden_state[:, 0]
+        torch.testing.assert_close(model(**batch).representation, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_classifier_may_pool_by_the_mean(tmp_path):
+    plain = plain_model("modernbert", CLASSIFIES, classifier_pooling="mean")
+    plain.save_pretrained(tmp_path)
+    model, batch = masked_model(tmp_path, "modernbert", CLASSIFIES, None), texts(plain, [5, LENGTH, 1])
+    with torch.no_grad():
+        assert_same_logits(model(**batch), plain(**batch), None)
+        encoded, anchor = model.encode(**batch), model(**batch).representation
+    torch.testing.assert_close(encoded, normalize(anchor, dim=-1))
+
+
+@pytest.mark.parametrize("head", BOTH)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_folds_into_the_plain_model_with_the_same_logits(tmp_path, family, head):
+    plain_model(family, head).save_pretrained(tmp_path)
+    model = masked_model(tmp_path, family, head)
+    set_threshold(model, 0.3)
+    fold(model).save_pretrained(tmp_path / "folded")
+    auto = {CLASSIFIES: transformers.AutoModelForSequenceClassification}
+    auto[ANSWERS] = transformers.AutoModelForQuestionAnswering
+    folded = auto[head].from_pretrained(tmp_path / "folded").eval()
+    assert type(folded) is getattr(transformers, f"{FAMILIES[family].prefix}For{head}")
+    batch = texts(folded, [5, LENGTH, 1])
+    with torch.no_grad():
+        assert_same_logits(model(**batch), folded(**batch), batch["attention_mask"].bool())
+    for name in masked_linears(model):
+        weight = folded.get_submodule(name).weight
+        assert int((weight != 0).sum()) == int(0.3 * weight.numel())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_masked_model_comes_back_by_its_own_name_and_by_auto(tmp_path, family):
+    plain_model(family, CLASSIFIES).save_pretrained(tmp_path)
+    model = masked_model(tmp_path, family, CLASSIFIES)
+    model.config.threshold = 0.3
+    model.save_pretrained(tmp_path / "masked")
+    set_threshold(model, 0.3)
+    batch = texts(model, [5, LENGTH, 1])
+    loaded = loading.load_masked(str(tmp_path / "masked"))
+    auto = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "masked").eval()
+    with torch.no_grad():
+        for other in (loaded, auto):
+            assert type(other) is type(model) and torch.equal(other(**batch).logits, model(**batch).logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_counts_and_draws_every_matrix(tmp_path, family):
+    plain = plain_model(family, CLASSIFIES)
+    plain.save_pretrained(tmp_path)
+    model = masked_model(tmp_path, family, CLASSIFIES)
+    set_threshold(model, 0.25)
+    counted = count(model)
+    layers = {name: x for name, x in plain.state_dict().items() if ".layer" in name}
+    weights = {name: x.numel() for name, x in layers.items() if x.dim() == 2}
+    assert {name: total for name, (_, total) in counted.matrices.items()} == weights
+    assert counted.kept == sum(int(0.25 * total) for total in weights.values())
+    assert counted.unmasked == sum(x.numel() for x in layers.values() if x.dim() == 1)
+    figure = heat_map(counted)
+    assert isinstance(figure, Figure) and len(figure.axes[0].texts) == len(weights)
+    assert not any("." in label.get_text() for label in figure.axes[0].get_xticklabels())
+
+
+def test_positions_of_roberta_count_as_transformers_do(tmp_path):
+    """From the padding token's id on, whatever fills the padding, up to the last position there is."""
+    plain = plain_model("roberta", CLASSIFIES, max_position_embeddings=LENGTH + 2)
+    plain.save_pretrained(tmp_path)
+    model = masked_model(tmp_path, "roberta", CLASSIFIES, None)
+    batch = texts(plain, [5, LENGTH, 1])
+    with torch.no_grad():
+        expected = plain(**batch).logits
+        batch["input_ids"][0, 5:] = 7
+        for packing in (True, False):
+            set_packing(model, packing)
+            torch.testing.assert_close(model(**batch).logits, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_another_family_is_refused_with_those_there_are(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(InputError, match="model_type is 'gpt2', not one of bert, roberta, electra, distilbert, modern"):
+        loading.load(CLASSIFIES, str(tmp_path))
