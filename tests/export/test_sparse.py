@@ -27,12 +27,12 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def pruned(model_class=BertForSequenceClassification, density=0.1):
+def pruned(model_class=BertForSequenceClassification, density=0.1, **settings):
     """A tiny random BERT, its encoder matrices pruned; matrix sizes that fill no byte and no tile evenly."""
     torch.manual_seed(0)
     labels = 2 if model_class is BertForQuestionAnswering else 3
     sizes = {"hidden_size": 36, "num_attention_heads": 3, "intermediate_size": 52, "num_hidden_layers": 2}
-    config = BertConfig(vocab_size=60, num_labels=labels, architectures=[model_class.__name__], **sizes)
+    config = BertConfig(vocab_size=60, num_labels=labels, architectures=[model_class.__name__], **sizes, **settings)
     model = model_class(config).eval()
     for name, weight in model.named_parameters():
         weight.data.normal_(std=0.2)
@@ -173,11 +173,11 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, damage, message):
 @pytest.mark.parametrize("kernel", ["sparse", "dense"])
 def test_same_logits_as_the_dense_model(tmp_path, monkeypatch, model_class, density, kernel):
     model = pruned(model_class, density)
-    monkeypatch.setattr("emmental.export.sparse_bert._faster", lambda weight, bias: kernel)
+    monkeypatch.setattr("emmental.export.sparse_bert.faster", lambda weight: kernel)
     save_sparse(model.state_dict(), model.config.to_dict(), tmp_path)
     sparse = load_sparse(tmp_path)
     assert set(sparse.chosen.values()) == {kernel} and len(sparse.chosen) == 2 * 4
-    for lengths in ([1], [40], [7, 40, 1, 7, 39], [40] * 6, list(range(1, 41))):
+    for lengths in ([1], [40], [7, 40, 1, 7, 39], [40] * 6, list(range(1, 41)), [5, 300, 3]):
         batch = batch_of(lengths, max(lengths) + 2)
         with torch.no_grad():
             want, got = model(**batch), sparse(**batch)
@@ -193,6 +193,13 @@ def test_mask_and_token_types_default_as_in_bert(tmp_path):
     save_dense(model, tmp_path)
     ids = batch_of([9, 9], 9)["input_ids"]
     torch.testing.assert_close(load_sparse(tmp_path)(ids).logits, model(ids).logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("settings", [{"hidden_act": "relu"}, {"hidden_act": "gelu_new"}, {"layer_norm_eps": 0.5}])
+def test_another_activation_or_epsilon(tmp_path, settings):
+    model, batch = pruned(**settings), batch_of([5, 12], 12)
+    save_dense(model, tmp_path)
+    torch.testing.assert_close(load_sparse(tmp_path)(**batch).logits, model(**batch).logits, atol=1e-5, rtol=0)
 
 
 def test_a_dense_folder_runs_as_its_sparse_form_does(tmp_path):
@@ -286,6 +293,7 @@ def test_there_is_nothing_to_train(tmp_path):
         ({"architectures": ["BertModel"]}, "BertModel of type bert is none of"),
         ({"architectures": None}, "not the configuration of a model"),
         ({"intermediate_size": 48}, r"intermediate.dense.weight has shape \[52, 36\], not \[48, 36\]"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"num_hidden_layers": 3}, "bert.encoder.layer.2.attention.self.query.weight is missing"),
     ],
 )
