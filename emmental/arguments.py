@@ -13,7 +13,7 @@ from typing import ClassVar, NoReturn
 
 from emmental.data.batches import Plan
 from emmental.model.families import TYPES, is_masked
-from emmental.pruning.methods import METHODS, MIN_SHARE_KEPT, Method
+from emmental.pruning.methods import METHODS, MIN_SHARE_KEPT
 from emmental.utils.errors import InputError, print_once
 from emmental.utils.launch import world_size
 
@@ -184,7 +184,11 @@ class PruningArguments:
     def __post_init__(self):
         super().__post_init__()
         method, name = METHODS[self.pruning_method], self.pruning_method
-        self.check_thresholds(method)
+        kept = method.ranked or self.global_topk  # thresholds are the fraction kept, not a value to exceed
+        for which in ("initial_threshold", "final_threshold"):
+            value = getattr(self, which)
+            low, high = (0, 1) if kept or method.sigmoid else (-1e30, 1e30)
+            refuse(not low <= value <= high, f"--{which} {value}: between {low:g} and {high:g} with {name}")
         for which in ("initial_warmup", "final_warmup"):
             refuse(getattr(self, which) < 0, f"--{which} {getattr(self, which)}: at least 0")
         refuse(not 0 <= self.mask_scale < 1e30, f"--mask_scale {self.mask_scale}: at least 0")
@@ -210,18 +214,12 @@ class PruningArguments:
         every = self.global_topk_frequency_compute
         refuse(every < 1, f"--global_topk_frequency_compute {every}: at least 1")
 
-    def check_thresholds(self, method: Method) -> None:
-        """Refuses thresholds that the method cannot have, or that would prune less and less."""
-        name, kept = self.pruning_method, method.ranked or self.global_topk  # kept: a fraction, not a value to exceed
-        for which in ("initial_threshold", "final_threshold"):
-            value = getattr(self, which)
-            low, high = (0, 1) if kept or method.sigmoid else (-1e30, 1e30)
-            refuse(not low <= value <= high, f"--{which} {value}: between {low:g} and {high:g} with {name}")
-        initial, final = self.initial_threshold, self.final_threshold
         if self.do_train and not method.smooth:
-            given = f"--initial_threshold {initial} and --final_threshold {final}"
-            refuse(kept and initial < final, f"{given}: the fraction that is kept cannot rise")
-            refuse(not kept and initial > final, f"{given}: what scores have to exceed cannot fall")
+            given = f"--initial_threshold {self.initial_threshold} and --final_threshold {self.final_threshold}"
+            rises = self.initial_threshold < self.final_threshold
+            refuse(kept and rises, f"{given}: the fraction that is kept cannot rise")
+            falls = self.initial_threshold > self.final_threshold
+            refuse(not kept and falls, f"{given}: what scores have to exceed cannot fall")
 
 
 @dataclass
