@@ -100,6 +100,7 @@ class MaskedModel:
     """
 
     family: ClassVar[Family]
+    _keep_in_fp32_modules_strict: ClassVar = ["mask_scores"]  # whatever dtype from_pretrained is asked for
     packing = True
 
     def represent(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

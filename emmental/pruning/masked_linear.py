@@ -18,7 +18,7 @@ class MaskedLinear(nn.Linear):
     """`y = x (W * mask)^T + b` (arXiv 2005.07683, section 3), with one score per weight where the method learns them.
 
     `mask_init`: constant (every score is `mask_scale`), uniform (in +-`mask_scale`) or kaiming. Before a threshold is
-    set the layer is dense.
+    set the layer is dense. Scores are float32 whatever the weights are: masks of rounded scores would be others.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class MaskedLinear(nn.Linear):
         self.mask: torch.Tensor | None = None  # no buffer: a saved model holds scores, from which masks follow
         self.product: tuple[torch.Tensor, torch.Tensor] | None = None  # weight and bias, see `masked_products`
         if self.method.scored:
-            self.mask_scores = nn.Parameter(torch.empty_like(self.weight))
+            self.mask_scores = nn.Parameter(torch.empty_like(self.weight, dtype=torch.float32))
             self.reset_scores()
 
     def reset_scores(self) -> None:
@@ -57,7 +57,7 @@ class MaskedLinear(nn.Linear):
     def current_mask(self) -> torch.Tensor:
         """The mask at the threshold that is set, of the weight's shape, with its gradient to the scores."""
         if self.method.smooth:
-            return hard_concrete(self.mask_scores, sample=self.training)
+            return hard_concrete(self.mask_scores, sample=self.training).to(self.weight.dtype)
         if self.mask is None:
             set_threshold(self, self.threshold)
         return StraightThrough.apply(self.mask_scores, self.mask) if self.method.scored else self.mask
@@ -73,9 +73,16 @@ class MaskedLinear(nn.Linear):
         super()._load_from_state_dict(*args, **kwargs)
         self.mask = None
 
-    def _apply(self, *args, **kwargs):
+    def _apply(self, fn, *args, **kwargs):
         self.mask = None  # a mask of another device or type is of no use
-        return super()._apply(*args, **kwargs)
+        scores = getattr(self, "mask_scores", None)
+        own = [] if scores is None else [id(scores), id(scores.grad)]
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:  # as to(), half() and the like ask, but for the scores' type
+            changed = fn(tensor)
+            return tensor.to(changed.device) if id(tensor) in own and changed.dtype != tensor.dtype else changed
+
+        return super()._apply(moved, *args, **kwargs)
 
 
 def masked_linears(model: nn.Module) -> dict[str, MaskedLinear]:
@@ -105,7 +112,7 @@ def set_threshold(model: nn.Module, threshold: float) -> None:
     for group in equal_sized([linear for linear in linears if not linear.method.smooth]):
         masks = binary_mask(group[0].method, stack_rows([linear.ranking for linear in group]), threshold)
         for linear, mask in zip(group, masks, strict=True):
-            linear.mask = mask.view_as(linear.weight)
+            linear.mask = mask.view_as(linear.weight).to(linear.weight.dtype)
 
 
 def equal_sized(linears: list[MaskedLinear]) -> list[list[MaskedLinear]]:

@@ -339,6 +339,38 @@ def test_saved_model_evaluates_at_its_threshold(tmp_path, kind, method):
         assert type(auto) is kind and torch.equal(auto(**texts()).logits, expected.logits)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("method, threshold", [("topK", 0.3), ("sigmoied_threshold", 0.50028)])
+def test_masks_do_not_depend_on_the_dtype(tmp_path, method, threshold, dtype):
+    """Scores that differ by less than half precision can tell; asked for at loading or of a loaded model."""
+    kind = MaskedBertForSequenceClassification
+    model = masked(method, kind, threshold=threshold)
+    with torch.no_grad():
+        for linear in masked_linears(model).values():
+            linear.mask_scores.copy_(1e-3 + 1e-6 * torch.randperm(linear.weight.numel()).view_as(linear.weight))
+    model.save_pretrained(tmp_path)
+    expected = [linear.current_mask() for linear in masked_linears(kind.from_pretrained(tmp_path).eval()).values()]
+    loaded = kind.from_pretrained(tmp_path, dtype=dtype).eval()
+    for other in (loaded, kind.from_pretrained(tmp_path).eval().to(dtype)):
+        for linear, mask in zip(masked_linears(other).values(), expected, strict=True):
+            assert 0 < mask.mean() < 1 and linear.mask_scores.dtype == torch.float32 and linear.weight.dtype == dtype
+            assert linear.current_mask().dtype == dtype and torch.equal(linear.current_mask() > 0, mask > 0)
+    ids = torch.randint(SIZES["vocab_size"], (2, 6))
+    loaded(ids).logits.sum().backward()  # the straight-through gradient fits the scores
+    assert loaded.bert.encoder.layer[0].output.dense.mask_scores.grad.dtype == torch.float32
+    loaded.half()  # gradients move along
+    assert loaded.bert.encoder.layer[0].output.dense.mask_scores.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_new_scores_are_float32(tmp_path, dtype):
+    BertForPreTraining(BertConfig(**SIZES)).save_pretrained(tmp_path)
+    config = MaskedBertConfig(**SIZES, mask_scale=0.1)  # which half precision rounds
+    loaded = MaskedBertForSequenceClassification.from_pretrained(tmp_path, config=config, dtype=dtype)
+    for linear in masked_linears(loaded).values():
+        assert torch.equal(linear.mask_scores, torch.full(linear.weight.shape, 0.1))
+
+
 def test_without_a_threshold_a_masked_model_is_dense(tmp_path):
     model = masked("topK")
     model.save_pretrained(tmp_path)
