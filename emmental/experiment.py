@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -111,6 +112,8 @@ def train_and_save(
         state.masks.set_final_masks(model)
     if main:
         save_model(model, tokenizer, output_dir)
+        if not any(output_dir.glob("checkpoint-*")):
+            shutil.rmtree(output_dir / "banks", ignore_errors=True)  # nothing is left that could go on from them
     if args.do_eval:
         results = task.evaluate(model, output_dir) | results
         log_evaluation(log, state.progress.step, model, results)
@@ -118,13 +121,11 @@ def train_and_save(
     return model, results
 
 
-def save_model(model: MaskedModel, tokenizer, output_dir: Path) -> None:
-    """Saves a masked model as it is, a dense one as a plain model, and drops banks that no checkpoint needs."""
-    with write_errors(output_dir):
-        (model if model.config.pruning_method else fold(model)).save_pretrained(output_dir)
-        tokenizer.save_pretrained(output_dir)
-    if not any(output_dir.glob("checkpoint-*")):
-        shutil.rmtree(output_dir / "banks", ignore_errors=True)
+def save_model(model: MaskedModel, tokenizer, folder: Path) -> None:
+    """Saves a masked model as it is and a dense one as a plain model, with the tokenizer."""
+    with write_errors(folder):
+        (model if model.config.pruning_method else fold(model)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def training_loop(
@@ -156,7 +157,8 @@ def training_loop(
                 if state.masks:
                     state.masks.set_final_masks(state.model)
                 state.progress.logged = log.logged
-                checkpoint.save(output_dir / f"checkpoint-{done.step}", state, tokenizer)
+                save = partial(save_model, state.model, tokenizer)
+                checkpoint.save(output_dir / f"checkpoint-{done.step}", state, save)
                 checkpoint.remove_old(output_dir, args.save_total_limit, done.step)
             if stopped:
                 stop.leave(stopped, output_dir / f"checkpoint-{done.step}")

@@ -26,7 +26,8 @@ def fold(model: MaskedModel) -> PreTrainedModel:
     family = family_of(model.config.model_type)
     head = next(head for head, (kind, _) in HEADS.items() if isinstance(model, kind))
     values = {name: value for name, value in model.config.to_dict().items() if name not in model.config.OWN}
-    folded = plain_class(family, head)(plain_class(family, "Config")(**values))
+    with torch.random.fork_rng(devices=[]):  # a checkpoint is folded amid a run, whose dropout must not notice
+        folded = plain_class(family, head)(plain_class(family, "Config")(**values))
     weights = {name: x for name, x in model.state_dict().items() if not name.endswith("mask_scores")}
     for name, linear in masked_linears(model).items():
         weights[f"{name}.weight"] = linear.eval().masked_weight()

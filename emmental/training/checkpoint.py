@@ -1,7 +1,7 @@
 """Checkpoints: a model's folder that also holds all that a run needs to go on, complete or absent.
 
-`save` and `restore` are mirror images. A checkpoint is a folder of output_dir: the model as `save_pretrained` leaves
-it, the tokenizer, `training_state.safetensors` (the optimizer's moments and every process's random state) and
+`save` and `restore` are mirror images. A checkpoint is a folder of output_dir: the model as the run's end saves it, the
+tokenizer, `training_state.safetensors` (the optimizer's moments and every process's random state) and
 `state.json` (step, arguments, and the size and checksum of every file, the banks in output_dir/banks included).
 The banks are written once and referred to. Nothing is unpickled.
 """
@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from emmental.training.loop import Progress
 from emmental.training.optimizer import Optimizer
 from emmental.utils import distributed
 from emmental.utils.errors import InputError
-from emmental.utils.files import digest, sync, write_errors
+from emmental.utils.files import digest, sync
 
 STATE, TENSORS = "state.json", "training_state.safetensors"
 
@@ -55,10 +55,11 @@ def check_finite(state: TrainingState) -> None:
         )
 
 
-def save(folder: Path, state: TrainingState, tokenizer) -> None:
+def save(folder: Path, state: TrainingState, save_model: Callable[[Path], None]) -> None:
     """Writes a checkpoint from process 0; every process has to call it.
 
-    Written under a temporary name, synced and renamed. A full disk raises InputError, and nothing is left behind.
+    `save_model` writes model and tokenizer to the folder it is given. Written under a temporary name, synced and
+    renamed. A full disk raises InputError, and nothing is left behind.
     """
     random_state = random_tensors(state.device)
     losses = state.losses.read(state.progress.step)
@@ -66,9 +67,7 @@ def save(folder: Path, state: TrainingState, tokenizer) -> None:
         temporary = folder.with_name(folder.name + ".partial")
         shutil.rmtree(temporary, ignore_errors=True)
         try:
-            state.model.save_pretrained(temporary)
-            with write_errors(temporary):
-                tokenizer.save_pretrained(temporary)
+            save_model(temporary)
             save_file(optimizer_tensors(state) | random_state, temporary / TENSORS)
             content = {
                 **vars(state.progress),

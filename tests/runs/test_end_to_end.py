@@ -301,6 +301,32 @@ def test_a_small_set_and_losses_of_no_weight_are_told(world, tmp_path):
     assert "--extra_examples" not in ran.out and "--use_contrastive_loss" not in ran.out
 
 
+@pytest.mark.parametrize("task", ["qqp", "squad1"])
+def test_a_teacher_s_checkpoint_is_a_teacher(world, trained, tmp_path, task):
+    """Plain transformers loads it whole, and a run takes it as its teacher."""
+    folder, _ = trained(task, "teacher")
+    saved, plain = (
+        folder / "checkpoint-3",
+        BertForQuestionAnswering if task == "squad1" else BertForSequenceClassification,
+    )
+    assert json.loads((saved / "config.json").read_text())["model_type"] == "bert"
+    model, told = plain.from_pretrained(saved, output_loading_info=True)
+    assert not any(told.values()), told
+    weights = load_file(saved / "model.safetensors")
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+    command = [*world.command(task), *TRAIN, *HARD, *world.cap(task), "--max_steps", 4]
+    command[command.index("--teacher_name_or_path") + 1] = saved
+    succeed(*command, "--output_dir", tmp_path / "student")
+
+
+def test_saving_changes_no_number(world, tmp_path):
+    """A dense model is folded for a checkpoint, amid dropout."""
+    command = [*world.command("qqp"), *TRAIN, "--model_type", "bert", "--final_warmup", 2]
+    for steps in (0, 1):
+        succeed(*command, "--save_steps", steps, "--output_dir", tmp_path / str(steps))
+    assert log(tmp_path / "0") == log(tmp_path / "1")
+
+
 def test_training_on_from_a_model_of_other_labels(world, trained, tmp_path):
     """MNLI's three labels, then QQP's two: a new head, masked and dense, and one line that says so."""
     folder, _ = trained("mnli", "teacher")
