@@ -184,10 +184,10 @@ class PruningArguments:
     def __post_init__(self):
         super().__post_init__()
         method, name = METHODS[self.pruning_method], self.pruning_method
-        kept = method.ranked or self.global_topk  # thresholds are the fraction kept, not a value to exceed
+        ranked = method.ranked or self.global_topk  # thresholds are the fraction kept, not a value to exceed
         for which in ("initial_threshold", "final_threshold"):
             value = getattr(self, which)
-            low, high = (0, 1) if kept or method.sigmoid else (-1e30, 1e30)
+            low, high = (0, 1) if ranked or method.sigmoid else (-1e30, 1e30)
             refuse(not low <= value <= high, f"--{which} {value}: between {low:g} and {high:g} with {name}")
         for which in ("initial_warmup", "final_warmup"):
             refuse(getattr(self, which) < 0, f"--{which} {getattr(self, which)}: at least 0")
@@ -205,21 +205,19 @@ class PruningArguments:
             refuse(not 0 < target < 1, f"--target_sparsity {target}: above 0 and below 1")
             most, kept = 1 - MIN_SHARE_KEPT, f"{name} keeps at least {100 * MIN_SHARE_KEPT:g} % of every matrix"
             refuse(target > most, f"--target_sparsity {target}: at most {most:g}, since {kept}")
-            fixed = method.ranked or self.global_topk
-            refuse(fixed, f"--target_sparsity: {name} fixes its sparsity by the threshold; use sigmoied_threshold")
+            refuse(ranked, f"--target_sparsity: {name} fixes its sparsity by the threshold; use sigmoied_threshold")
             refuse(method.smooth, f"--target_sparsity: {name} has no threshold to calibrate; use sigmoied_threshold")
             edge = method.sigmoid and self.final_threshold in (0, 1)
             refuse(edge, f"--target_sparsity: --final_threshold {self.final_threshold} leaves no score to cut at")
             refuse(not penalised, "--target_sparsity needs --regularization l1 or l0, whose weight it steers")
         every = self.global_topk_frequency_compute
         refuse(every < 1, f"--global_topk_frequency_compute {every}: at least 1")
-
         if self.do_train and not method.smooth:
             given = f"--initial_threshold {self.initial_threshold} and --final_threshold {self.final_threshold}"
             rises = self.initial_threshold < self.final_threshold
-            refuse(kept and rises, f"{given}: the fraction that is kept cannot rise")
+            refuse(ranked and rises, f"{given}: the fraction that is kept cannot rise")
             falls = self.initial_threshold > self.final_threshold
-            refuse(not kept and falls, f"{given}: what scores have to exceed cannot fall")
+            refuse(not ranked and falls, f"{given}: what scores have to exceed cannot fall")
 
 
 @dataclass
