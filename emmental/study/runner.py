@@ -88,6 +88,8 @@ class Runner:
     def run(self, cell: Cell, lock: IO, place: int) -> None:
         """Runs a cell's command to its end and adds its line."""
         folder, run = self.folder(cell), Path(run_folder(self.places, cell.name))
+        if not self.left(cell) and not any(run.glob("checkpoint-*")):
+            shutil.rmtree(run, ignore_errors=True)  # of a run that was killed before its first checkpoint
         status = 0 if same(folder, cell) and self.left(cell) else self.execute(cell, lock, place)
         if self.stopped and status:
             return

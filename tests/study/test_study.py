@@ -174,6 +174,9 @@ def test_killed_and_started_again_every_cell_ends_once(official, world, tmp_path
     """Runner and command are killed in the middle of a cell; then two runners at once do the rest."""
     output = tmp_path / "a study"
     cell = output / "cells" / "qqp-64-cap-m-10-e20-lr1e-3-s1"
+    started = output / "cells" / "qqp-64-teacher" / "run" / "arguments.json"  # of a run killed at its start
+    started.parent.mkdir(parents=True)
+    started.write_text("{}")
     first = start(official, world, output)
     wait_for(lambda: [*cell.glob("run/checkpoint-*/state.json")], "checkpoint")
     first.kill()
