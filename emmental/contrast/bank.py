@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from emmental.utils.files import atomic_write, digest
+from emmental.utils.transfers import rows_to_device, to_device
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,7 @@ class Bank:
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """The rows of the examples `index` (batch,) as float32 on the device, (batch, R, hidden)."""
-        places = {device: index.to(device, non_blocking=True) for device in {x.device for x in self.columns}}
-        drawn = (column.index_select(0, places[column.device]) for column in self.columns)
-        parts = [rows.to(self.device, non_blocking=True) for rows in drawn]
+        parts = [rows_to_device(column, index, self.device) for column in self.columns]
         return (torch.stack(parts, dim=1) if len(parts) > 1 else parts[0][:, None]).float()
 
     def draw(self, index: torch.Tensor, labels: torch.Tensor | None, extra: int, seed: tuple[int, ...]) -> BankSample:
@@ -86,6 +85,6 @@ class Bank:
         return BankSample(
             batch_rows=self.rows(index),
             extra_rows=self.rows(others),
-            extra_index=others.to(self.device, non_blocking=True),
-            extra_labels=None if labels is None else labels[others].to(self.device, non_blocking=True),
+            extra_index=to_device(others, self.device),
+            extra_labels=None if labels is None else rows_to_device(labels, others, self.device),
         )

@@ -15,6 +15,7 @@ from emmental.data.examples import Examples
 from emmental.model.masked_model import PADDING_LOGIT, MaskedModel
 from emmental.utils import distributed
 from emmental.utils.precision import Precision
+from emmental.utils.transfers import start_to_host
 
 # Tokens in a batch: enough to keep a GPU busy, 0.3 GB of activations at BERT-base size; a CPU likes them in its cache.
 TOKENS = {"cuda": 16384, "cpu": 2048}
@@ -48,19 +49,19 @@ def map_examples(
     results: list[torch.Tensor] = []
     bar = tqdm(total=len(examples), desc=title, unit="ex", leave=False, disable=quiet or distributed.rank() > 0)
 
-    def collect(index: np.ndarray, computed: tuple[torch.Tensor, ...]) -> None:
-        for number, rows in enumerate(computed):
+    def collect(index: np.ndarray, computed: Callable[[], list[torch.Tensor]]) -> None:
+        for number, rows in enumerate(computed()):
             if number == len(results):
                 results.append(torch.zeros(len(examples), *rows.shape[1:], dtype=rows.dtype))
             if batches:
-                results[number][torch.from_numpy(index)] = rows.to("cpu")
+                results[number][torch.from_numpy(index)] = rows
         bar.update(len(index) * distributed.world_size())
 
     before = None
     for index in batches or [np.array([0])]:
-        computed = compute(examples.inputs(index))
+        computed = start_to_host(compute(examples.inputs(index)))
         if before:
-            collect(*before)  # only now, with the next batch at work, is a device waited for
+            collect(*before)  # only now, with the next batch queued, is a device waited for
         before = index, computed
     collect(*before)
     bar.close()

@@ -25,6 +25,7 @@ from emmental.model.heads import ANSWERS, CLASSIFIES
 from emmental.model.packing import ATTENTION, FIRST_TOKENS, Packing
 from emmental.pruning.masked_linear import MaskedLinear, mask_linears, masked_linears
 from emmental.pruning.products import masked_products
+from emmental.utils.transfers import to_device
 
 PADDING_LOGIT = -1e4  # e^-10000 is 0 in every precision, and stays finite through a temperature
 
@@ -163,9 +164,9 @@ class MaskedModel:
         inputs = {"input_ids": input_ids, "position_ids": self.position_ids(input_ids, device)}
         if self.family.token_types:
             inputs["token_type_ids"] = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        inputs = {name: x.to(device, non_blocking=True) for name, x in inputs.items()}
+        inputs = {name: to_device(x, device) for name, x in inputs.items()}
         packing = Packing(attention_mask, device) if self.packing else None
-        attention_mask = attention_mask.to(device, non_blocking=True)
+        attention_mask = to_device(attention_mask, device)
         first_alone = first_alone and packing is not None and self.family.first_tokens is not None
         with masked_products(self.encoder):
             if packing is None:

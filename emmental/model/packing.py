@@ -15,6 +15,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from emmental.model.dropout import dropout
+from emmental.utils.transfers import to_device
 
 ATTENTION = "packed"
 GROUPS = 4  # of texts of like length on a CPU, where a position costs more than a call; one on other devices
@@ -70,22 +71,21 @@ class Packing:
     """
 
     def __init__(self, attention_mask: torch.Tensor, device: torch.device):
-        def there(x: torch.Tensor) -> torch.Tensor:
-            return x.to(device, non_blocking=True)
-
         self.shape = batch, length = attention_mask.shape
         widths = (attention_mask * torch.arange(1, length + 1, device=attention_mask.device)).amax(1)
         order = widths.argsort(descending=True, stable=True)
         attention_mask, widths, counts = attention_mask[order], widths[order].tolist(), attention_mask.sum(1)[order]
         texts, places = attention_mask.nonzero(as_tuple=True)
-        self.real = there(order[texts] * length + places)  # (tokens,): places in the flattened batch
-        self.first = there(counts.cumsum(0) - counts)  # (batch,): each text's first token, the longest text first
-        self.inverse = there(order.argsort())  # (batch,): from that order to the batch's
+        self.real = to_device(order[texts] * length + places, device)  # (tokens,): places in the flattened batch
+        # (batch,): each text's first token, the longest text first, and the way from that order to the batch's
+        self.first = to_device(counts.cumsum(0) - counts, device)
+        self.inverse = to_device(order.argsort(), device)
         self.groups = []
         for members in torch.arange(batch).tensor_split(min(batch, GROUPS if device.type == "cpu" else 1)):
             mask = attention_mask[members, : widths[members[0]]]
             real = mask.flatten().nonzero().squeeze(-1)
-            padded = (there(real), there(mask.bool()[:, None, None])) if len(real) < mask.numel() else (None, None)
+            padding = (real, mask.bool()[:, None, None]) if len(real) < mask.numel() else ()
+            padded = [to_device(x, device) for x in padding] or [None, None]
             self.groups.append(Group(tuple(mask.shape), len(real), device, *padded))
 
     def pack(self, padded: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,7 @@ from emmental.training.objective import Classifications, Objective
 from emmental.training.optimizer import Optimizer
 from emmental.utils import distributed
 from emmental.utils.precision import Precision
+from emmental.utils.transfers import rows_to_device, to_device
 
 
 @dataclass
@@ -113,22 +114,25 @@ def batch_loss(
     batch, places = len(index), torch.from_numpy(index)
 
     def rows(values: torch.Tensor) -> torch.Tensor:
-        return values[places].to(precision.device, non_blocking=True)
+        return rows_to_device(values, places, precision.device)
 
-    with precision.autocast():
-        outputs = model(**examples.inputs(distributed.share(index), examples.padded_length(index)))
-    logits = tuple(distributed.gather_batch(scores, batch) for scores in outputs.classifications)
-    anchors = distributed.gather_batch(outputs.representation, batch)
+    # What is copied from the host goes before the forward pass, behind which a device would queue it.
     labels, targets = tuple(map(rows, examples.labels)), None
-    if teacher_logits is not None:  # a span's are as wide as the widest window, the batch's as its own
-        targets = tuple(rows(scores[:, : logits[0].shape[1]]) for scores in teacher_logits)
+    if teacher_logits is not None:
+        targets = tuple(map(rows, teacher_logits))
     extra_labels = examples.labels[0] if objective.supervised_weight else None
     samples = {
         name: bank.draw(places, extra_labels, objective.extra_examples, (*seed, number))
         for number, (name, bank) in enumerate(banks.items())
         if bank.columns
     }
-    here = places.to(precision.device, non_blocking=True)
+    here = to_device(places, precision.device)
+    with precision.autocast():
+        outputs = model(**examples.inputs(distributed.share(index), examples.padded_length(index)))
+    logits = tuple(distributed.gather_batch(scores, batch) for scores in outputs.classifications)
+    anchors = distributed.gather_batch(outputs.representation, batch)
+    if targets is not None:  # a span's are as wide as the widest window, the batch's as its own
+        targets = tuple(scores[:, : logits[0].shape[1]] for scores in targets)
     parts = objective.parts(logits, labels, targets, anchors, here, samples)
     if objective.penalty:
         parts["penalty"] = regu_lambda * regularization(model, objective.penalty)
