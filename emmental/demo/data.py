@@ -35,7 +35,7 @@ Examples = list[tuple[str, str, object]]  # an example's two texts, and its labe
 def write_pairs(folder: Path, rng: random.Random) -> tuple[Texts, Examples]:
     """QQP's train.tsv and dev.tsv, where two questions are duplicates if they are about one topic.
 
-    Two topics give four questions and four pairs, in which each question meets both labels: alone it tells nothing.
+    Two topics give four questions and four pairs, in which each question meets both labels: alone it says nothing.
     Returns the pairs about one topic to pre-train on, and the dev set.
     """
 

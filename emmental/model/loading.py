@@ -74,7 +74,7 @@ def load_tokenizer(name: str, do_lower_case: bool):
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise InputError(f"{name}: the tokenizer cannot be loaded ({reason})") from error
     if do_lower_case and tokenizer.tokenize("A") != tokenizer.tokenize("a"):
-        raise InputError(f"--do_lower_case: the tokenizer of {name} keeps capitals apart whatever it is told")
+        raise InputError(f"--do_lower_case: the tokenizer of {name} keeps capitals apart, whatever this flag says")
     return tokenizer
 
 

@@ -158,7 +158,8 @@ def test_targets_that_cannot_be_met_are_refused(tmp_path, flags, named):
     from emmental.arguments import GlueArguments, parse
 
     base = "--task_name qqp --model_name_or_path x --do_train --pruning_method sigmoied_threshold --final_threshold 0.1"
-    base += f" --initial_threshold 0 --target_sparsity 0.9 --regularization l1 --final_lambda 100 --output_dir {tmp_path / 'out'}"
+    base += " --initial_threshold 0 --target_sparsity 0.9 --regularization l1 --final_lambda 100"
+    base += f" --output_dir {tmp_path / 'out'}"
     with pytest.raises(InputError, match=named):
         parse(GlueArguments, [*base.split(), *flags.split()])
     assert parse(GlueArguments, base.split()).final_lambda == 100

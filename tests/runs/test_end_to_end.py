@@ -279,8 +279,8 @@ def test_a_dense_model_ignores_what_is_for_pruning(world, tmp_path):
     command = [*world.command("qqp"), *TRAIN, "--model_type", "bert"]
     given = [*world.cap("qqp"), *SOFT, "--cl_supervised_loss_weight", 10, "--mask_scale", 1, "--target_sparsity", 0.9]
     ran = succeed(*command, *given, "--output_dir", tmp_path / "given")
-    (told,) = (line for line in ran.out.splitlines() if line.startswith("--model_type"))
-    start, names = told.split("; ignored: ")
+    (message,) = (line for line in ran.out.splitlines() if line.startswith("--model_type"))
+    start, names = message.split("; ignored: ")
     assert start == "--model_type bert trains without masks, contrast and distillation"
     names = set(names.split())
     assert names == {flag for flag in given if str(flag).startswith("--")} | {"--final_warmup"}
@@ -310,8 +310,8 @@ def test_a_teacher_s_checkpoint_is_a_teacher(world, trained, tmp_path, task):
         BertForQuestionAnswering if task == "squad1" else BertForSequenceClassification,
     )
     assert json.loads((saved / "config.json").read_text())["model_type"] == "bert"
-    model, told = plain.from_pretrained(saved, output_loading_info=True)
-    assert not any(told.values()), told
+    model, loading_info = plain.from_pretrained(saved, output_loading_info=True)
+    assert not any(loading_info.values()), loading_info
     weights = load_file(saved / "model.safetensors")
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
     command = [*world.command(task), *TRAIN, *HARD, *world.cap(task), "--max_steps", 4]
