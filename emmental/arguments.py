@@ -27,11 +27,9 @@ def flag(default, text: str, choices=None, nargs=None, kind=None, affects_traini
     A resumed run may change what does not affect the numbers of training.
     """
     kind = kind or type(default)
-    default = (
-        {"default_factory": lambda: list(values)} if isinstance(values := default, tuple) else {"default": default}
-    )
+    given = {"default": default} if not isinstance(default, tuple) else {"default_factory": lambda: list(default)}
     about = {"help": text, "choices": choices, "nargs": nargs, "kind": kind, "affects_training": affects_training}
-    return field(**default, metadata=about)
+    return field(**given, metadata=about)
 
 
 def refuse(wrong: bool, message: str) -> None:
@@ -61,7 +59,11 @@ class ModelArguments:
     resume_from_checkpoint: str = flag(
         "", "a checkpoint's folder, or auto: the newest complete one of output_dir", affects_training=False
     )
-    overwrite_output_dir: bool = flag(False, "let a run write into a folder that holds files", affects_training=False)
+    overwrite_output_dir: bool = flag(
+        False,
+        "remove what an earlier run left in output_dir: checkpoints, banks, model, results",
+        affects_training=False,
+    )
     overwrite_cache: bool = flag(False, "tokenise again", affects_training=False)
     no_cuda: bool = flag(False, "stay on the CPU", affects_training=False)
     seed: int = flag(42, "of initial weights, data order, extra examples and dropout")

@@ -37,11 +37,6 @@ class Task:
     header: tuple[str, ...] | None = None  # of a file that has none
     hub_texts: tuple[str, ...] | None = None  # columns on the Hub, where they are named otherwise
 
-    @property
-    def num_labels(self) -> int:
-        """Outputs of the classifier: one per label, or one for a regression."""
-        return len(self.labels) or 1
-
     def holds(self, value: int | float | None) -> bool:
         """Whether `value` is the id of a label, or a score."""
         return value in range(len(self.labels)) if self.labels else isinstance(value, float) and 0 <= value <= 5

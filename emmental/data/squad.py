@@ -131,7 +131,7 @@ def _field(item, key: str, kind: type, place: str):
     """`item[key]`, which must be there and be exactly a `kind` (a bool is no int)."""
     value = item.get(key) if isinstance(item, dict) else None
     if type(value) is not kind:
-        raise InputError(f"{place} is not as in a SQuAD file: it lacks {key!r} (a {kind.__name__})")
+        raise InputError(f"{place} is not as in a SQuAD file: {key!r} is missing, or no {kind.__name__}")
     if kind is str:
         try:
             value.encode()

@@ -57,13 +57,14 @@ def map_examples(
                 results[number][torch.from_numpy(index)] = rows
         bar.update(len(index) * distributed.world_size())
 
-    before = None
+    pending = None
+    # a process without a batch of its own runs one example, to know the shapes of what the others send it
     for index in batches or [np.array([0])]:
         computed = start_to_host(compute(examples.inputs(index)))
-        if before:
-            collect(*before)  # only now, with the next batch queued, is a device waited for
-        before = index, computed
-    collect(*before)
+        if pending:
+            collect(*pending)  # only now, with the next batch queued, is a device waited for
+        pending = index, computed
+    collect(*pending)
     bar.close()
     return [distributed.all_sum(rows, device) for rows in results]
 

@@ -138,6 +138,6 @@ def kept_weights(linear: MaskedLinear) -> torch.Tensor:
     """The number of weights that the present mask keeps, of `linear.weight.numel()`, a scalar on the layer's device."""
     if linear.threshold is None:
         return torch.tensor(linear.weight.numel(), device=linear.weight.device)
-    # without a draw, so that to look does not change what comes after
+    # deterministic: to count must not consume random numbers
     mask = hard_concrete(linear.mask_scores) if linear.method.smooth else linear.current_mask()
     return torch.count_nonzero(mask)

@@ -24,8 +24,8 @@ class MaskSchedule:
 
     Steps are the optimizer's, from 0; the schedule counts them from `first_step`. The other numbers are those of
     schedule_threshold. `global_cut_every` is None for one cut per matrix, else the steps between two global cuts. A
-    `controller` multiplies lambda, by the learning rate that `scores_lr` gives the scores at a step. `cut` and
-    `steering` change from step to step; checkpoints hold them.
+    `controller` scales lambda; `scores_lr(step)` tells it the scores' learning rate. `cut` and `steering` change from
+    step to step; checkpoints hold them.
     """
 
     total_steps: int

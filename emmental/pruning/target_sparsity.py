@@ -13,13 +13,13 @@ from emmental.pruning.methods import Method
 
 SAMPLE = 1 << 18  # scores enough for a quantile
 
-# Steering: gains in e-folds of lambda per unit of score, and per unit of score and of travel
-PROPORTIONAL, INTEGRAL = 10.0, 10.0
-BRAKING_GAIN = 3.0  # how much harder to brake than to push
-LOOKAHEAD = 0.4  # how much travel ahead the error is seen
-MAX_ERROR = 0.5  # errors beyond are taken as this
-MAX_INTEGRAL = 12.0  # the integral never leads further than e^12 from where lambda started
-UPDATE_INTERVAL = 0.1  # travel between two looks at the scores
+# A proportional-integral controller of log(lambda). Its clock is `travel`, the sum of the scores' learning rates.
+PROPORTIONAL, INTEGRAL = 10.0, 10.0  # gains, per unit of score, and per unit of score and of travel
+BRAKING_GAIN = 3.0  # on errors that ask for a smaller lambda
+LOOKAHEAD = 0.4  # travel by which the error is extrapolated
+MAX_ERROR = 0.5  # a distance beyond is clamped to this
+MAX_INTEGRAL = 12.0  # the integral changes lambda by e^12 at most
+UPDATE_INTERVAL = 0.1  # travel between two updates
 
 
 def score_at(threshold: float, method: Method) -> float:
@@ -74,15 +74,15 @@ class LambdaController:
     def factor(self, model: nn.Module, step: int, learning_rate: float, state: dict[str, float]) -> float:
         """What lambda is multiplied by at `step`, with the scores' present learning rate.
 
-        `state` is empty at first and holds what the next call needs; a device is waited for once in a while only.
+        `state` is empty at first and holds what the next call needs; a device is waited for at updates only.
         """
         if step > self.start:
             state["travel"] = state.get("travel", 0.0) + learning_rate
         travel = state.get("travel", 0.0)
         if travel >= UPDATE_INTERVAL or (travel > 0 and "last" not in state):
             goal = self.goal(step)
-            present, last, remaining = self.measure(model, goal)
-            speed = (last - state.get("last", last)) / travel  # -1: as fast as Adam moves
+            present, at_target, remaining = self.measure(model, goal)
+            speed = (at_target - state.get("last", at_target)) / travel  # -1: as fast as Adam moves
             # Both have the same sign: the distance counts while nothing is pruned yet, the ratio once much is.
             distance = present - self.cut + LOOKAHEAD * speed
             error = max(-MAX_ERROR, min(MAX_ERROR, distance)) + math.log(remaining / (1 - goal))
@@ -90,7 +90,7 @@ class LambdaController:
             error *= max(0.0, min(1.0, 1 + speed)) if error > 0 else BRAKING_GAIN
             integral = state.get("integral", 0.0) + INTEGRAL * error * travel
             state["integral"] = max(-MAX_INTEGRAL, min(MAX_INTEGRAL, integral))
-            state |= {"last": last, "travel": 0.0}
+            state |= {"last": at_target, "travel": 0.0}
             state["factor"] = math.exp(state["integral"] + PROPORTIONAL * error)
         return state.get("factor", 1.0)
 
@@ -104,5 +104,5 @@ class LambdaController:
         stride = sum(part.numel() for part in scores) // SAMPLE | 1  # odd: no multiple of a head's size
         sample = torch.cat([part[::stride] for part in scores]).cpu().numpy()
         places = [min(int(share * sample.size), sample.size - 1) for share in (goal, self.target)]
-        present, last = np.partition(sample, sorted(set(places)))[places].tolist()
-        return present, last, max(np.count_nonzero(sample > self.cut), 1) / sample.size
+        present, at_target = np.partition(sample, sorted(set(places)))[places].tolist()
+        return present, at_target, max(np.count_nonzero(sample > self.cut), 1) / sample.size

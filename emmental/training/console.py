@@ -50,7 +50,7 @@ class Stop:
     def _receive(self, number: int, _) -> None:
         self.received = number
         signal.signal(number, self.before[number])  # a second one ends at once
-        print_once(f"\n{signal.Signals(number).name}: finishing the step, then saving; once more ends at once")
+        print_once(f"\n{signal.Signals(number).name}: finishing the step, then saving; a second one stops at once")
 
     def leave(self, number: int, folder: Path) -> None:
         if distributed.rank() == 0:

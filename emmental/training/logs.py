@@ -1,4 +1,4 @@
-"""What a run leaves to read: a progress bar, TensorBoard scalars, the same as JSON lines, and result.json."""
+"""What a run logs: the means of the loss's parts, as TensorBoard scalars and as the lines of log.jsonl."""
 
 import json
 import math

@@ -231,7 +231,7 @@ def test_the_hub_layout_gives_the_same_questions(tmp_path):
         from_hub("train", True, **settings)
     rows[1]["context"] = None
     datasets.Dataset.from_list(rows).to_parquet(hub / "train-00000-of-00001.parquet")
-    with pytest.raises(InputError, match=r"paragraphs\[1\] is not as in a SQuAD file: it lacks 'context'"):
+    with pytest.raises(InputError, match=r"paragraphs\[1\] is not as in a SQuAD file: 'context' is missing"):
         from_hub("train", True, source=settings["source"], cache_dir=str(tmp_path / "fresh"))
 
 
