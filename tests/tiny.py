@@ -355,8 +355,10 @@ class World:
     @property
     def still_model(self) -> Path:
         """One without dropout."""
-        off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        return self._kept("still-model", make_model, **off)
+        names = {"distilbert": ["dropout", "attention_dropout", "seq_classif_dropout", "qa_dropout"]}
+        names["modernbert"] = [f"{part}_dropout" for part in ("embedding", "mlp", "attention", "classifier")]
+        off = dict.fromkeys(names.get(self.family, ["hidden_dropout_prob", "attention_probs_dropout_prob"]), 0.0)
+        return self._kept("still-model", make_model, family=self.family, **off)
 
     def data(self, task: str) -> Path:
         return self._kept(task, make_glue, task) if task in HEADERS else self._kept(task, make_squad, task[-1] == "2")

@@ -137,7 +137,7 @@ def check_student(
     folder, flag = (tokenizer_name, "--tokenizer_name") if tokenizer_name else (name, "--model_name_or_path")
     found = any(os.path.isfile(os.path.join(folder, file)) for file in TOKENIZERS)
     if not found and (os.path.exists(folder) or folder.startswith((".", "/", "~"))):
-        raise InputError(f"{flag} {folder}: no tokenizer, it has none of {', '.join(TOKENIZERS)}")
+        raise InputError(f"{flag} {folder}: no tokenizer, it has neither {' nor '.join(TOKENIZERS)}")
     tokens, embedded = 1 + max((vocabulary(folder) or {"": 0}).values()), family.size(config, "vocab_size")
     if tokens > embedded:
         raise InputError(f"{flag} {folder}: its tokenizer has {tokens} tokens, and {config_name or name} {embedded}")
