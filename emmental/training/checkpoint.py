@@ -1,9 +1,9 @@
 """Checkpoints: a model's folder that also holds all that a run needs to go on, complete or absent.
 
-What `save` writes `restore` reads back. A checkpoint is a folder of output_dir: the model as the run's end saves it, the
-tokenizer, `training_state.safetensors` (the optimizer's moments and every process's random state) and `state.json`
-(step, arguments, the losses since the last log line, the loss scale, the global cut, the state of lambda's steering, and
-the size and checksum of every file, the banks in output_dir/banks included).
+What `save` writes `restore` reads back. A checkpoint is a folder of output_dir: the model as the run's end saves it,
+the tokenizer, `training_state.safetensors` (the optimizer's moments and every process's random state) and `state.json`
+(step, arguments, the losses since the last log line, the loss scale, the global cut, the state of lambda's steering,
+and the size and checksum of every file, the banks in output_dir/banks included).
 The banks are written once and referred to. Nothing is unpickled.
 """
 
