@@ -1,4 +1,4 @@
-"""Trains and evaluates masked BERT on a GLUE task with contrastive pruning (CAP, arXiv 2112.07198).
+"""Trains and evaluates a masked encoder on a GLUE task with contrastive pruning (CAP, arXiv 2112.07198).
 
 The experiment as one page: flags, data, checks, then training and evaluation. See README.md, and --help for the flags.
 """

@@ -14,7 +14,7 @@ SEED=${SEED:-42}
 
 TASK=${TASK:-qqp}
 DATA_DIR=${DATA_DIR:-}            # folder of the official TSV files; empty: nyu-mll/glue from the Hub
-MODEL=${MODEL:-bert-base-uncased}
+MODEL=${MODEL:-bert-base-uncased}  # or roberta-base and so on: its config tells the family
 BATCH=${BATCH:-32}                # per process
 EPOCH=${EPOCH:-10}
 LR=${LR:-3e-5}
@@ -40,7 +40,7 @@ CL_UNSUPERVISED_LOSS_WEIGHT=${CL_UNSUPERVISED_LOSS_WEIGHT:-0.1}
 CL_SUPERVISED_LOSS_WEIGHT=${CL_SUPERVISED_LOSS_WEIGHT:-10}
 
 DISTILL=${DISTILL:-1}             # 0: without distillation; the task's own loss then has weight 1
-TEACHER_TYPE=${TEACHER_TYPE:-dense}
+TEACHER_TYPE=${TEACHER_TYPE:-dense}  # masked: a pruned one; its config tells the family
 TEACHER_PATH=${TEACHER_PATH:-teacher/$TASK}  # a folder, or a name on the Hub; needed unless both are 0
 if [ "$DISTILL" = 0 ]; then CE_LOSS_WEIGHT=${CE_LOSS_WEIGHT:-1}; fi
 CE_LOSS_WEIGHT=${CE_LOSS_WEIGHT:-0.1}

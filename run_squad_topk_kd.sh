@@ -13,7 +13,7 @@ NPROC=${NPROC:-1}                 # processes, one per GPU
 SEED=${SEED:-42}
 
 DATA_DIR=${DATA_DIR:-}            # folder of train-v1.1.json and dev-v1.1.json; empty: rajpurkar/squad from the Hub
-MODEL=${MODEL:-bert-base-uncased}
+MODEL=${MODEL:-bert-base-uncased}  # or roberta-base and so on: its config tells the family
 BATCH=${BATCH:-16}                # per process
 EPOCH=${EPOCH:-10}
 LR=${LR:-3e-5}
@@ -34,7 +34,7 @@ ALIGNREP=${ALIGNREP:-cls}
 CL_UNSUPERVISED_LOSS_WEIGHT=${CL_UNSUPERVISED_LOSS_WEIGHT:-0.5}
 
 DISTILL=${DISTILL:-1}             # 0: without distillation; the task's own loss then has weight 1
-TEACHER_TYPE=${TEACHER_TYPE:-dense}
+TEACHER_TYPE=${TEACHER_TYPE:-dense}  # masked: a pruned one; its config tells the family
 TEACHER_PATH=${TEACHER_PATH:-teacher/squad}  # a folder, or a name on the Hub; needed unless both are 0
 if [ "$DISTILL" = 0 ]; then CE_LOSS_WEIGHT=${CE_LOSS_WEIGHT:-1}; fi
 CE_LOSS_WEIGHT=${CE_LOSS_WEIGHT:-0.1}

@@ -10,15 +10,23 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
+from transformers import BertConfig, PreTrainedConfig
 from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutput
 
 from emmental.export.sparse_format import FILE, read_sparse, read_tensors
 from emmental.export.sparse_layer import KERNELS, TILE, Layer, faster, join, make_tiles
-from emmental.model.masked_model import PADDING_LOGIT
+from emmental.model.families import FAMILIES, family_of, is_masked
+from emmental.model.heads import ANSWERS, CLASSIFIES
+from emmental.model.masked_model import PADDING_LOGIT, MaskedClassifier, masked_class, plain_class
 from emmental.utils.errors import InputError
 
-MODELS = {model.__name__: model for model in (BertForSequenceClassification, BertForQuestionAnswering)}
+# architecture -> family and head
+MODELS = {
+    plain_class(family, head).__name__: (family, head)
+    for family, entry in FAMILIES.items()
+    if entry.sparse
+    for head in (CLASSIFIES, ANSWERS)
+}
 
 
 def _share_tiles(lengths: list[int], most: int) -> list[list[int]]:
@@ -33,18 +41,21 @@ def _share_tiles(lengths: list[int], most: int) -> list[list[int]]:
     return groups
 
 
-class SparseBert(nn.Module):
-    """A folded BERT for evaluation on a CPU in float32, made from the plain model's whole `state_dict`.
+class SparseModel(nn.Module):
+    """A folded model for evaluation on a CPU in float32, made from the plain model's whole `state_dict`.
 
     `chosen` names each matrix's kernel, sparse or dense: measured once for each shape and percent of density.
     """
 
-    def __init__(self, config: BertConfig, state_dict: dict[str, Tensor]):
+    def __init__(self, config: PreTrainedConfig, state_dict: dict[str, Tensor]):
         super().__init__()
         self.config, self.layers, self.chosen, measured = config, [], {}, {}
-        # Embeddings, pooler and head stay transformers' own.
-        around = BertConfig.from_dict(config.to_dict() | {"num_hidden_layers": 0})
-        self.plain = MODELS[config.architectures[0]](around).eval().requires_grad_(False)
+        family, head = MODELS[config.architectures[0]]
+        self.family = FAMILIES[family]
+        # Embeddings, pooler and head stay transformers' own, as the masked model without layers has them.
+        none = {self.family.key("num_hidden_layers"): 0, "pruning_method": None}
+        around = masked_class(family, "Config").from_dict(config.to_dict() | none)
+        self.plain = masked_class(family, head)(around).eval().requires_grad_(False)
         self.plain.load_state_dict({name: state_dict[name] for name in self.plain.state_dict()}, assign=True)
 
         def linear(layer: str, name: str, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Callable:
@@ -54,16 +65,22 @@ class SparseBert(nn.Module):
             self.chosen[layer + name] = measured[bucket]
             return KERNELS[measured[bucket]](weight, bias, residual)
 
-        self.norm = torch.ones(config.hidden_size), torch.zeros(config.hidden_size)
-        for layer in (f"bert.encoder.layer.{i}." for i in range(config.num_hidden_layers)):
-            weights = {name[len(layer) :]: value for name, value in state_dict.items() if name.startswith(layer)}
-            self.layers.append(Layer(weights, self.norm, config, partial(linear, layer)))
+        shape = bert_config(config)
+        self.norm = torch.ones(shape.hidden_size), torch.zeros(shape.hidden_size)
+        names = {theirs: ours for ours, theirs in self.family.layer_names.items()}
+        for layer in (f"{self.plain.encoder_name}.layer.{i}." for i in range(shape.num_hidden_layers)):
+            weights = {}
+            for name, value in state_dict.items():
+                if name.startswith(layer):
+                    module, _, part = name.removeprefix(layer).rpartition(".")
+                    weights[f"{names.get(module, module)}.{part}"] = value
+            self.layers.append(Layer(weights, self.norm, shape, partial(linear, layer)))
             self.norm = self.layers[-1].norm
         self.tile = TILE["sparse" if "sparse" in self.chosen.values() else "dense"]
 
         self.eval()
 
-    def train(self, mode: bool = True) -> "SparseBert":
+    def train(self, mode: bool = True) -> "SparseModel":
         return super().train(False)  # there is nothing to train
 
     @torch.no_grad()
@@ -73,15 +90,16 @@ class SparseBert(nn.Module):
         Only real tokens are computed; padding gets the span logit -1e4. ValueError where a row begins with padding.
         """
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        token_type_ids = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        inputs = {"input_ids": input_ids, "position_ids": self.plain.position_ids(input_ids, input_ids.device)}
+        if self.family.token_types:
+            inputs["token_type_ids"] = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         real = attention_mask.bool()
         if not real[:, 0].all():
             raise ValueError("each row must begin with a real token: pad on the right")
         row, column = real.nonzero(as_tuple=True)
-        ids, types = input_ids[row, column], token_type_ids[row, column]
-        x = self.plain.bert.embeddings(ids[None], types[None], position_ids=column[None])[0].T
+        x = self.plain.embed({name: value[row, column][None] for name, value in inputs.items()})[0].T
 
-        classifies = isinstance(self.plain, BertForSequenceClassification)
+        classifies = isinstance(self.plain, MaskedClassifier)
         groups = _share_tiles(real.sum(1).tolist(), self.tile)
         tiles = [make_tiles(part, self.tile) for part in x.split([sum(lengths) for lengths in groups], dim=1)]
         for layer in self.layers:
@@ -92,14 +110,22 @@ class SparseBert(nn.Module):
         hidden = x.T * self.norm[0] + self.norm[1]
 
         if classifies:
-            return SequenceClassifierOutput(logits=self.plain.classifier(self.plain.bert.pooler(hidden[:, None])))
+            features = self.plain.features(hidden[:, None], attention_mask[:, :1])
+            return SequenceClassifierOutput(logits=self.plain.through((self.family.classifier,), features))
         logits = torch.full((*input_ids.shape, 2), PADDING_LOGIT)
-        logits[row, column] = self.plain.qa_outputs(hidden)
+        logits[row, column] = self.plain.through(self.family.span_head, hidden)
         start, end = logits.unbind(-1)
         return QuestionAnsweringModelOutput(start_logits=start, end_logits=end)
 
 
-def load_sparse(directory: str | Path) -> SparseBert:
+def bert_config(config: PreTrainedConfig) -> BertConfig:
+    """The sizes of a family's layers by BERT's names for them."""
+    family, eps = FAMILIES[family_of(config.model_type)], getattr(config, "layer_norm_eps", 1e-12)  # DistilBERT's
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
+    return BertConfig(layer_norm_eps=eps, **{name: getattr(config, family.key(name)) for name in names})
+
+
+def load_sparse(directory: str | Path) -> SparseModel:
     """The folded model in `directory`, in dense or sparse form, ready to run; InputError if there is none in it."""
     directory = Path(directory)
     if not directory.is_dir():
@@ -110,14 +136,14 @@ def load_sparse(directory: str | Path) -> SparseBert:
         kind, (architecture, *_) = values["model_type"], values["architectures"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not the configuration of a model ({error!r})") from None
-    if kind == "masked_bert":
+    if is_masked(str(kind)):
         raise InputError(f"{directory}: a masked model; fold it first, with bertarize.py")
-    if kind != "bert" or architecture not in MODELS:
+    if kind != MODELS.get(architecture, ("",))[0]:
         raise InputError(f"{path}: {architecture} of type {kind} is none of {', '.join(MODELS)}")
     try:
-        config = BertConfig.from_dict(values)
+        config = plain_class(kind, "Config").from_dict(values)
         with torch.device("meta"):
-            expected = MODELS[architecture](config).state_dict()
+            expected = plain_class(*MODELS[architecture])(config).state_dict()
     except Exception as error:  # its checks raise errors of many kinds
         raise InputError(f"{path}: {' '.join(str(error).split())[:120]}") from None
     if not config.num_hidden_layers:
@@ -137,4 +163,4 @@ def load_sparse(directory: str | Path) -> SparseBert:
             raise InputError(f"{path}: {name} is missing")
         if state[name].shape != value.shape:
             raise InputError(f"{path}: {name} has shape {list(state[name].shape)}, not {list(value.shape)}")
-    return SparseBert(config, state)
+    return SparseModel(config, state)

@@ -34,9 +34,15 @@ class Family:
     after_padding: bool = False  # positions are counted from the id of the padding token on, which comes first
     rotary: bool = False  # positions turn queries and keys in every layer, and some layers attend to neighbours alone
     first_tokens: str | None = "bert"  # a key of packing.FIRST_TOKENS: how a layer computes its first tokens alone
-    sparse: bool = False  # whether load_sparse runs it
+    # BERT's names for a layer's modules -> this family's, for load_sparse; None: it does not run such layers
+    layer_names: dict[str, str] | None = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)  # in its config, and what they are where it says nothing
     renamed: dict[str, str] = field(default_factory=dict)  # BERT's name of a setting -> this family's
+
+    @property
+    def sparse(self) -> bool:
+        """Whether load_sparse runs it."""
+        return self.layer_names is not None
 
     def key(self, name: str) -> str:
         """The name in this family's config of what BERT's calls `name`."""
@@ -63,7 +69,6 @@ FAMILIES = {
         dropout="dropout",
         classifier="classifier",
         new_weights=("bert.pooler.", "classifier.", "qa_outputs."),
-        sparse=True,
         sizes=BERT_SIZES,
     ),
     "roberta": Family(
@@ -95,6 +100,16 @@ FAMILIES = {
         feed_forward=("ffn.lin1", "ffn.lin2"),
         token_types=False,
         first_tokens="distilbert",
+        layer_names={
+            "attention.self.query": "attention.q_lin",
+            "attention.self.key": "attention.k_lin",
+            "attention.self.value": "attention.v_lin",
+            "attention.output.dense": "attention.out_lin",
+            "attention.output.LayerNorm": "sa_layer_norm",
+            "intermediate.dense": "ffn.lin1",
+            "output.dense": "ffn.lin2",
+            "output.LayerNorm": "output_layer_norm",
+        },
         sizes={"dim": 768, "n_layers": 6, "n_heads": 12, "hidden_dim": 3072}
         | {name: BERT_SIZES[name] for name in ("vocab_size", "max_position_embeddings")},
         renamed={
@@ -117,6 +132,7 @@ FAMILIES = {
         token_types=False,
         rotary=True,
         first_tokens=None,
+        layer_names=None,
         sizes={
             "hidden_size": 768,
             "vocab_size": 50368,

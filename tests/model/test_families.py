@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 import emmental
 from emmental import set_packing, set_threshold
-from emmental.export.fold import fold
+from emmental.export.fold import fold, save_folded
 from emmental.model import loading
 from emmental.model.families import FAMILIES
 from emmental.model.heads import ANSWERS, CLASSIFIES
@@ -219,3 +219,46 @@ def test_another_family_is_refused_with_those_there_are(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(InputError, match="model_type is 'gpt2', not one of bert, roberta, electra, distilbert, modern"):
         loading.load(CLASSIFIES, str(tmp_path))
+
+
+@pytest.mark.parametrize("form", ["sparse", "dense"])
+@pytest.mark.parametrize("head", BOTH)
+@pytest.mark.parametrize("family", [name for name, entry in FAMILIES.items() if entry.sparse])
+def test_load_sparse_has_the_masked_models_logits(tmp_path, monkeypatch, family, head, form):
+    plain_model(family, head).save_pretrained(tmp_path)
+    model = masked_model(tmp_path, family, head)
+    set_threshold(model, 0.3)
+    report = save_folded(model, tmp_path, tmp_path / "folded", form, "float32", compacted=True)
+    assert (tmp_path / "folded" / "model.sparse.safetensors").exists() == (form == "sparse") and "encoder" in report
+    for kernel in ("sparse", "dense"):
+        monkeypatch.setattr("emmental.export.sparse_bert.faster", lambda weight, kernel=kernel: kernel)
+        loaded = emmental.load_sparse(tmp_path / "folded")
+        for lengths in ([5, LENGTH, 1], [LENGTH, LENGTH], [1]):
+            batch = texts(model, lengths)
+            with torch.no_grad():
+                expected, got = model(**batch), loaded(**batch)
+            for name in got:
+                torch.testing.assert_close(got[name], expected[name], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", [name for name, entry in FAMILIES.items() if entry.feed_forward])
+def test_idle_neurons_are_removed_with_the_same_logits(tmp_path, family):
+    """Those that nothing reads, half of every layer's."""
+    plain_model(family, CLASSIFIES).save_pretrained(tmp_path)
+    model, half = masked_model(tmp_path, family, CLASSIFIES), SIZES["intermediate_size"] // 2
+    for name, linear in masked_linears(model).items():
+        if name.endswith(FAMILIES[family].feed_forward[1]) and "attention" not in name:
+            linear.mask_scores.data[:, :half] -= 100
+    set_threshold(model, 0.45)
+    save_folded(model, tmp_path, tmp_path / "folded", "dense", "float32", compacted=True)
+    folded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "folded").eval()
+    assert getattr(folded.config, FAMILIES[family].key("intermediate_size")) <= half
+    batch = texts(folded, [5, LENGTH, 1])
+    with torch.no_grad():
+        torch.testing.assert_close(folded(**batch).logits, model(**batch).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_load_sparse_refuses_a_family_that_it_does_not_run(tmp_path):
+    plain_model("modernbert", CLASSIFIES).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="ModernBertForSequenceClassification of type modernbert is none of Bert"):
+        emmental.load_sparse(tmp_path)

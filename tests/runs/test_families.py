@@ -49,12 +49,15 @@ def test_classification(world, tmp_path):
     made, config = result(run), json.loads((run / "config.json").read_text())
     assert config["model_type"] == f"masked_{world.family}" and 9 < made["remaining_weights"] < 10.1
     assert json.loads((run / "arguments.json").read_text())["model_type"] == f"masked_{world.family}"
+    prefix = FAMILIES[world.family].prefix
+    assert f"emmental.Masked{prefix}ForSequenceClassification.from_pretrained" in (run / "README.md").read_text()
     last = log(run)[-1]
     assert {"loss/pretrained", "loss/finetuned", "loss/snapshots", "loss/task", "loss/distillation"} <= set(last)
     succeed(*world.command("qqp", run), "--do_eval", "--output_dir", tmp_path / "again", "--alignrep", "cls")
     again = result(tmp_path / "again")
     assert {name: made[name] for name in again} == again
     assert_folds(run, tmp_path / "folded", AutoModelForSequenceClassification)
+    assert f"transformers import {prefix}ForSequence" in (tmp_path / "folded" / "README.md").read_text()
     counts = tmp_path / "counts.json"
     succeed("counts_parameters.py", "--serialization_dir", run, "--json", counts)
     assert json.loads(counts.read_text())["remaining_weights"] == made["remaining_weights"]
