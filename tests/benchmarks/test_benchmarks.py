@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from tests.benchmarks import agreement, growth, target, training
+from tests.benchmarks import agreement, engines, growth, sparse, target, training
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +49,27 @@ def test_tf32_keeps_ten_bits_after_the_point():
     with agreement.RoundedProducts():
         assert (numbers[None] @ ones).item() == sum(rounded)
         assert (numbers + 0).tolist() == numbers.tolist()
+
+
+SPARSE = "--size tiny --density 0.1 --threads 1 --batch 1 3 --length 8 40 --budget 0"
+
+
+def test_sparse_benchmark_without_engines(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(engines, "missing", lambda: ["onnx", "openvino"])
+    sparse.main([*SPARSE.split(), "--json", str(tmp_path / "speed.json")])
+    assert "skipped, for onnx, openvino is not installed: pip install onnx==" in capsys.readouterr().out
+    cells = json.loads((tmp_path / "speed.json").read_text())["cells"]
+    assert [(cell["batch"], cell["length"]) for cell in cells] == [(1, 8), (1, 40), (3, 8), (3, 40)]
+    assert all(cell["median"].keys() == {"sparse", "dense"} and cell["rounds"] >= 3 for cell in cells)
+
+
+@pytest.mark.skipif(bool(engines.missing()), reason=engines.INSTALL)
+def test_engines_compute_the_same_logits(tmp_path):
+    sparse.main([*SPARSE.split(), "--json", str(tmp_path / "speed.json")])
+    for cell in json.loads((tmp_path / "speed.json").read_text())["cells"]:
+        difference = cell["difference"]
+        assert max(difference[name] for name in ("sparse", "onnx", "openvino")) < 1e-6
+        assert 0 < difference["onnx int8"] < 1e-2
 
 
 @pytest.mark.slow
