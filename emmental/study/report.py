@@ -19,6 +19,7 @@ FLOORS = {
     "embeddings": "floor: regression on frozen word embeddings",
     "constant": "floor: the same words of every passage",
 }
+WEIGHTS = "remaining weights of the masked matrices (%), methods drawn side by side"
 AT_FLOOR = 0.5  # points within which a model counts as being at a floor
 
 
@@ -163,7 +164,7 @@ def panel(axis, lines: list[dict]) -> None:
         elif line["kind"] == "floor":
             style = ":" if line["method"] != "embeddings" else (0, (1, 3))
             axis.axhline(percent(line, metric), color="grey", linestyle=style, label=FLOORS[line["method"]])
-    finish(axis, lines[0], metric, "epochs" if by_epochs else "remaining weights of the masked matrices (%)", found)
+    finish(axis, lines[0], metric, "epochs" if by_epochs else WEIGHTS, found)
 
 
 def label(group: Group, found: list[Group]) -> str:
