@@ -19,6 +19,7 @@ FLOORS = {
     "embeddings": "floor: regression on frozen word embeddings",
     "constant": "floor: the same words of every passage",
 }
+EPOCHS = "epochs; methods at their learning rates"
 WEIGHTS = "remaining weights of the masked matrices (%), methods drawn side by side"
 AT_FLOOR = 0.5  # points within which a model counts as being at a floor
 
@@ -143,7 +144,7 @@ def panel(axis, lines: list[dict]) -> None:
     by_epochs = len({group.keep for group in found}) == 1 and len({group.epochs for group in found}) > 1
     curves = defaultdict(list)
     for group in found:
-        curves[f"{group.method}, {group.learning_rate:g}" if by_epochs else label(group, found)].append(group)
+        curves[f"{group.method} at {group.learning_rate:g}" if by_epochs else label(group, found)].append(group)
     shift = 0.06 if by_epochs else 0.03  # curves that share a place are drawn side by side, so that all are seen
     for number, (name, members) in enumerate(curves.items()):
         aside = 1 + shift * (number - (len(curves) - 1) / 2)
@@ -164,7 +165,7 @@ def panel(axis, lines: list[dict]) -> None:
         elif line["kind"] == "floor":
             style = ":" if line["method"] != "embeddings" else (0, (1, 3))
             axis.axhline(percent(line, metric), color="grey", linestyle=style, label=FLOORS[line["method"]])
-    finish(axis, lines[0], metric, "epochs" if by_epochs else WEIGHTS, found)
+    finish(axis, lines[0], metric, EPOCHS if by_epochs else WEIGHTS, found)
 
 
 def label(group: Group, found: list[Group]) -> str:
@@ -177,7 +178,7 @@ def finish(axis, line: dict, metric: str, x_title: str, found: list[Group]) -> N
     """Titles, scale and legend of a panel."""
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-    places = sorted({group.epochs if x_title == "epochs" else group.keep for group in found})
+    places = sorted({group.epochs if x_title == EPOCHS else group.keep for group in found})
     axis.set(xscale="log", xlabel=x_title, ylabel=f"{NAMES[metric]} (%)")
     if places:
         axis.set_xlim(places[0] / 1.6, places[-1] * 1.6)
