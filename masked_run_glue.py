@@ -25,6 +25,8 @@ def read(args: GlueArguments, split: str) -> glue.Rows:
 def main() -> None:
     # Everything that can be wrong with flags and files is found before torch or a model is loaded.
     args = parse(GlueArguments)
+    if args.finished:
+        return
     args.task_name = args.task_name.lower()
     if args.task_name not in glue.TASKS:
         raise InputError(f"--task_name {args.task_name}: one of {', '.join(glue.TASKS)}")

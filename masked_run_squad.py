@@ -31,6 +31,8 @@ def report(source: str, notes: list[tuple[str, str]], what: str, verbose: bool) 
 def main() -> None:
     # Everything that can be wrong with flags and files is found before torch or a model is loaded.
     args = parse(SquadArguments)
+    if args.finished:
+        return
     squad.check_lengths(args.max_seq_length, args.doc_stride, args.max_query_length)
     check_models(args, None)
     train_questions = read(args, "train", "train_file") if args.do_train else None

@@ -6,7 +6,7 @@ examples, the teacher's config) is checked where those are read.
 
 import argparse
 import os
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from inspect import get_annotations
 from pathlib import Path
 from typing import ClassVar, NoReturn
@@ -14,6 +14,7 @@ from typing import ClassVar, NoReturn
 from emmental.data.batches import Plan
 from emmental.model.families import TYPES, is_masked
 from emmental.pruning.methods import METHODS, MIN_SHARE_KEPT
+from emmental.training.resume import check_empty, nothing_to_do
 from emmental.utils.errors import InputError, print_once
 from emmental.utils.launch import world_size
 
@@ -88,9 +89,8 @@ class ModelArguments:
             pass
         except OSError as error:  # a file on the way, a loop of links, a name too long
             raise InputError(f"--output_dir {self.output_dir}: {error.strerror}") from None
-        used = self.do_train and os.path.isdir(self.output_dir) and os.listdir(self.output_dir)
-        message = f"--output_dir {self.output_dir} is not empty; --overwrite_output_dir writes into it all the same"
-        refuse(bool(used) and not (self.overwrite_output_dir or self.resume_from_checkpoint), message)
+        if self.do_train and not (self.overwrite_output_dir or self.resume_from_checkpoint):
+            check_empty(Path(self.output_dir))
         existing = Path(self.output_dir)
         while not os.path.lexists(existing):
             existing = existing.parent
@@ -317,6 +317,17 @@ class CommonArguments(DistillationArguments, ContrastiveArguments, PruningArgume
             print_once(
                 f"--model_type {self.model_type} trains without masks, contrast and distillation; ignored: {names}"
             )
+
+    @property
+    def record(self) -> dict:
+        """What arguments.json keeps of a run."""
+        return asdict(self) | {"global_batch_size": self.per_gpu_train_batch_size * self.world_size}
+
+    @property
+    def finished(self) -> bool:
+        """Whether `--resume_from_checkpoint auto` has nothing to do; InputError where it could only do harm."""
+        auto = self.resume_from_checkpoint == "auto"
+        return auto and nothing_to_do(Path(self.output_dir), self.record, self.overwrite_output_dir)
 
     def plan(self, examples: int) -> Plan:
         """The plan of a run on so many examples; refused where its warm-ups leave no step to prune in."""

@@ -30,9 +30,11 @@ from emmental.training.evaluation import Evaluate, evaluate_checkpoints, log_eva
 from emmental.training.logs import Log
 from emmental.training.loop import StepResult, train
 from emmental.training.objective import Classifications
+from emmental.training.resume import ARGUMENTS, RESULT, check_arguments, find_start, read_state
 from emmental.utils import distributed
 from emmental.utils.errors import InputError, print_once
 from emmental.utils.files import write_errors, write_json
+from emmental.utils.lock import lock_folder
 from emmental.utils.precision import Precision
 
 
@@ -53,16 +55,17 @@ def run(args: CommonArguments, task: Task, tokenizer, precision: Precision) -> N
             output_dir, lambda folder: load(args, task, str(folder), precision, **as_saved), task.evaluate
         )
     if distributed.rank() == 0:
-        write_results({**results, "seconds": time.time() - started}, output_dir)
         if args.do_train:
             write_card(output_dir, sys.argv, asdict(args), results, task.rows)
+        write_results({**results, "seconds": time.time() - started}, output_dir)
 
 
 def prepare(args: CommonArguments) -> Precision:
-    """Quiets the libraries, joins the other processes, and chooses device and precision."""
+    """Quiets the libraries, joins the other processes, locks output_dir, and chooses device and precision."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     device = distributed.start(args.no_cuda)
+    distributed.from_main(lambda: lock_folder(Path(args.output_dir), "--output_dir"))
     if args.fp16 and device.type == "cpu":
         raise InputError("--fp16 needs a GPU, and there is none; on a CPU use --bf16 or neither")
     torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
@@ -74,23 +77,27 @@ def train_and_save(
 ) -> tuple[MaskedModel, dict[str, float]]:
     """Trains the student and saves it; returns it, and what training and the evaluation after it have to report."""
     output_dir, main = Path(args.output_dir), distributed.rank() == 0
-    plan, resumed = args.plan(len(task.examples)), None
+    plan = args.plan(len(task.examples))
     if args.banks and args.extra_examples > len(task.examples):
         print_once(
             f"--extra_examples {args.extra_examples}: the training set has {len(task.examples)}, all of which are used"
         )
     fingerprint = resume_fingerprint(args, plan, task.examples)
-    if args.resume_from_checkpoint and (resumed := checkpoint.find(args.resume_from_checkpoint, output_dir)):
-        checkpoint.check_arguments(resumed, fingerprint)
+    start = distributed.from_main(
+        lambda: find_start(args.resume_from_checkpoint, output_dir, args.record, args.overwrite_output_dir)
+    )
+    if resumed := start.checkpoint:
+        check_arguments(resumed, fingerprint)
     model = load_student(args, task, precision)
     teacher = load_teacher(args, task, precision) if args.needs_teacher and not resumed else None
     torch.manual_seed(args.seed + distributed.rank())  # every process has its own dropout
     if main:
         checkpoint.clear(output_dir, resumed is not None)
-        write_json(asdict(args), output_dir / "arguments.json")
+        write_json(args.record, output_dir / ARGUMENTS)
     state = initial_state(args, task, model, plan, fingerprint, precision)
     teacher_logits = fill_teacher_bank(args, state, teacher, task.examples, precision, resumed)
     del teacher  # its bank and its logits are all that training needs
+    state.passed_over = set(start.passed_over)
     if resumed:
         checkpoint.restore(resumed, state)
     log = Log(output_dir if main else None, state.progress.step, state.progress.logged)
@@ -111,6 +118,7 @@ def train_and_save(
     if state.masks:
         state.masks.set_final_masks(model)
     if main:
+        (output_dir / RESULT).unlink(missing_ok=True)  # of a run that went back: until the end this one is not finished
         save_model(model, tokenizer, output_dir)
         if not any(output_dir.glob("checkpoint-*")):
             shutil.rmtree(output_dir / "banks", ignore_errors=True)  # nothing is left that could go on from them
@@ -158,10 +166,10 @@ def training_loop(
                     state.masks.set_final_masks(state.model)
                 state.progress.logged = log.logged
                 save = partial(save_model, state.model, tokenizer)
-                checkpoint.save(output_dir / f"checkpoint-{done.step}", state, save)
-                checkpoint.remove_old(output_dir, args.save_total_limit, done.step)
+                checkpoint.save(output_dir / checkpoint.name_of(done.step), state, save)
+                checkpoint.remove_old(output_dir, args.save_total_limit, state)
             if stopped:
-                stop.leave(stopped, output_dir / f"checkpoint-{done.step}")
+                stop.leave(stopped, output_dir / checkpoint.name_of(done.step))
 
 
 def log_and_evaluate(
@@ -190,7 +198,7 @@ def fill_teacher_bank(
         return None
     bank = state.banks["finetuned"]
     if resumed:
-        return restore_from_teacher(bank, checkpoint.read_state(resumed)["banks"]["finetuned"])
+        return restore_from_teacher(bank, read_state(resumed)["banks"]["finetuned"])
     return fill_from_teacher(bank, teacher, examples, precision)
 
 

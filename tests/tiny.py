@@ -196,6 +196,17 @@ def count_calls(file: str) -> None:
     atexit.register(lambda: Path(file).write_text(str(calls)))
 
 
+def no_locks() -> None:
+    """A file system that has no locks, as some on networks."""
+    import errno
+    import fcntl
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    fcntl.flock = flock
+
+
 def limit_file_size(size: int) -> None:
     """Lets no file grow past `size` bytes: to a program this is what a full disk is."""
     import resource

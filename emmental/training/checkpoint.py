@@ -8,11 +8,9 @@ The banks are written once and referred to. Nothing is unpickled.
 """
 
 import json
-import math
 import shutil
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,11 +23,12 @@ from emmental.pruning.schedule import MaskSchedule
 from emmental.training.logs import Losses
 from emmental.training.loop import Progress
 from emmental.training.optimizer import Optimizer
+from emmental.training.resume import PASSED_OVER, RESULT, STATE, read_state, step_of
 from emmental.utils import distributed
 from emmental.utils.errors import InputError
 from emmental.utils.files import digest, sync
 
-STATE, TENSORS = "state.json", "training_state.safetensors"
+TENSORS = "training_state.safetensors"
 
 
 @dataclass
@@ -44,6 +43,7 @@ class TrainingState:
     banks: dict[str, Bank]
     fingerprint: dict  # arguments that change the numbers, with what the data were
     device: torch.device
+    passed_over: set[Path] = field(default_factory=set)  # checkpoints that could not be used, which are never removed
 
 
 def check_finite(state: TrainingState) -> None:
@@ -54,6 +54,10 @@ def check_finite(state: TrainingState) -> None:
         raise InputError(
             f"step {step}: {count} weights are NaN or infinite, the first {spoilt[0]}; earlier checkpoints are kept"
         )
+
+
+def name_of(step: int) -> str:
+    return f"checkpoint-{step}"
 
 
 def save(folder: Path, state: TrainingState, save_model: Callable[[Path], None]) -> None:
@@ -82,13 +86,24 @@ def save(folder: Path, state: TrainingState, save_model: Callable[[Path], None])
             (temporary / STATE).write_text(json.dumps(content, indent=1))
             for path in [*temporary.iterdir(), temporary]:
                 sync(path)
-            shutil.rmtree(folder, ignore_errors=True)
+            make_room(folder, state.passed_over)
             temporary.rename(folder)
             sync(folder.parent)
         except (OSError, SafetensorError, InputError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise InputError(f"{folder}: could not be written ({error}); earlier checkpoints are untouched") from None
     distributed.wait()
+
+
+def make_room(folder: Path, passed_over: set[Path]) -> None:
+    """Removes a checkpoint that is to be written again; one that was passed over is kept under another name."""
+    if folder in passed_over:
+        passed_over.remove(folder)
+        kept = folder.with_name(folder.name + PASSED_OVER)
+        while kept.exists():
+            kept = kept.with_name(kept.name + PASSED_OVER)
+        folder.rename(kept)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def restore(folder: Path, state: TrainingState) -> None:
@@ -136,66 +151,16 @@ def random_tensors(device: torch.device) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def read_state(folder: Path) -> dict:
-    return json.loads((folder / STATE).read_text(encoding="utf-8"))
+def remove_old(output_dir: Path, limit: int, state: TrainingState) -> None:
+    """Removes all but the newest `limit` checkpoints that this run has written or gone on from; 0 keeps all.
 
-
-def fault(folder: Path) -> str | None:
-    """What keeps a folder from being a complete checkpoint, or None."""
-    try:
-        state = read_state(folder)
-        expected = {folder / name: saved for name, saved in state["files"].items()}
-        for files in state["banks"].values():
-            expected |= {folder.parent / "banks" / name: saved for name, saved in files.items()}
-        int(state["step"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return f"{STATE} is missing or damaged ({type(error).__name__})"
-    for path, saved in expected.items():
-        if not path.is_file():
-            return f"{path.name} is missing"
-        if digest(path) != saved:
-            return f"{path.name} is damaged"
-    return None
-
-
-def complete(output_dir: Path) -> Iterator[Path]:
-    """The complete checkpoints of a folder, the newest first by the step in their state; others are named on stderr."""
-    folders = [x for x in output_dir.glob("checkpoint-*") if x.is_dir() and not x.name.endswith(".partial")]
-    for folder in sorted(folders, key=_step, reverse=True):
-        if not (wrong := fault(folder)):
-            yield folder
-        elif distributed.rank() == 0:
-            print(f"{folder}: passed over, {wrong}", file=sys.stderr)
-
-
-def find(which: str, output_dir: Path) -> Path | None:
-    """The checkpoint that `--resume_from_checkpoint which` means, or None where `auto` finds none."""
-    if which == "auto":
-        return next(complete(output_dir), None)
-    if wrong := fault(Path(which)):
-        raise InputError(f"--resume_from_checkpoint {which}: no complete checkpoint, {wrong}")
-    if Path(which).resolve().parent != output_dir.resolve():
-        raise InputError(f"--resume_from_checkpoint {which}: not in --output_dir {output_dir}, where the banks are")
-    return Path(which)
-
-
-def check_arguments(folder: Path, arguments: dict) -> None:
-    """Refuses to go on with other arguments than the checkpoint's, each difference by name."""
-    saved = read_state(folder)["arguments"]
-    names = [name for name in arguments if saved.get(name) != arguments[name]]
-    if names:
-        differences = ", ".join(f"{name} was {saved.get(name)!r} and is {arguments[name]!r}" for name in names)
-        raise InputError(f"--resume_from_checkpoint {folder}: {differences}")
-
-
-def remove_old(output_dir: Path, limit: int, step: int) -> None:
-    """Removes all but the newest `limit` checkpoints of a run at `step`; 0 keeps all.
-
-    Those beyond it, which a run that went back has still to write anew, are not counted: they may be damaged.
+    Those of later steps, which a run that went back has still to write anew, are not counted.
     """
     if limit and distributed.rank() == 0:
-        folders = [folder for folder in output_dir.glob("checkpoint-*") if _step(folder) <= step]
-        for folder in sorted(folders, key=_step)[:-limit]:
+        steps = {folder: step_of(folder) for folder in output_dir.glob("checkpoint-*")}
+        own = [folder for folder, step in steps.items() if step <= state.progress.step and folder.name == name_of(step)]
+        own = sorted({*own} - state.passed_over, key=steps.get)
+        for folder in own[:-limit]:
             shutil.rmtree(folder.rename(folder.with_name(folder.name + ".partial")))  # complete or absent
 
 
@@ -207,12 +172,5 @@ def clear(output_dir: Path, resumed: bool) -> None:
     if not resumed:
         for name in ("banks", "tensorboard"):
             shutil.rmtree(output_dir / name, ignore_errors=True)
-        for name in ("result.json", "eval_results.txt", "model.safetensors", "predictions_.json"):
+        for name in (RESULT, "eval_results.txt", "model.safetensors", "predictions_.json"):
             (output_dir / name).unlink(missing_ok=True)  # an unfinished run should not look finished
-
-
-def _step(folder: Path) -> float:
-    try:
-        return int(read_state(folder)["step"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return math.inf

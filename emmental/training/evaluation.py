@@ -5,7 +5,7 @@ from pathlib import Path
 
 from emmental.model.masked_model import MaskedModel
 from emmental.pruning.counting import count, heat_map
-from emmental.training import checkpoint
+from emmental.training import resume
 from emmental.training.logs import Log
 from emmental.training.loop import StepResult
 from emmental.utils.files import write_json
@@ -36,15 +36,18 @@ def evaluate_checkpoints(
     output_dir: Path, load: Callable[[Path], MaskedModel], evaluate: Evaluate
 ) -> dict[str, dict[str, float]]:
     """The results of every complete checkpoint of `output_dir`, by its step; `load` loads the model of a folder."""
-    folders = reversed(list(checkpoint.complete(output_dir)))
-    return {str(checkpoint.read_state(folder)["step"]): evaluate(load(folder), folder) for folder in folders}
+    folders = reversed(list(resume.complete(output_dir)))
+    return {str(resume.read_state(folder)["step"]): evaluate(load(folder), folder) for folder in folders}
 
 
 def write_results(results: dict, output_dir: Path) -> None:
-    """Leaves result.json for programs and eval_results.txt for people, and prints the latter."""
-    write_json(results, output_dir / "result.json")
+    """Leaves eval_results.txt for people and result.json for programs, and prints the former.
+
+    result.json comes last: where it is, a run is finished.
+    """
     lines = [f"{name} = {value:.6g}" for name, value in results.items() if isinstance(value, int | float)]
     lines += [f"step {step}: {values}" for step, values in results.get("checkpoints", {}).items()]
     (output_dir / "eval_results.txt").write_text("\n".join(lines) + "\n")
+    write_json(results, output_dir / resume.RESULT)
     print("\n".join(lines))
-    print(f"results in {output_dir / 'result.json'}")
+    print(f"results in {output_dir / resume.RESULT}")

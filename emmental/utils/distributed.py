@@ -6,12 +6,17 @@ many processes there are.
 """
 
 import os
+import sys
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from emmental.utils.errors import InputError
+
+Decision = TypeVar("Decision")
 
 
 def start(no_cuda: bool) -> torch.device:
@@ -38,6 +43,21 @@ def world_size() -> int:
 
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def from_main(decide: Callable[[], Decision]) -> Decision:
+    """What process 0 decides, on every process. Where it raises InputError all end, and it alone says why."""
+    if world_size() == 1:
+        return decide()
+    decided = [None, False]
+    try:
+        if rank() == 0:
+            decided = [decide(), True]
+    finally:
+        dist.broadcast_object_list(decided, src=0, device=torch.device("cpu"))
+    if not decided[1]:
+        sys.exit(2)
+    return decided[0]
 
 
 def wait() -> None:

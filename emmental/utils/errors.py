@@ -8,6 +8,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from typing import TextIO
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # full, or not to be written
 
@@ -16,10 +17,10 @@ class InputError(Exception):
     """Bad input from the user; the message is one line that names the flag, or the file and the line in it."""
 
 
-def print_once(line: str) -> None:
-    """Prints a line once, however many processes there are."""
+def print_once(line: str, file: TextIO | None = None) -> None:
+    """Prints a line once, however many processes there are; to standard output unless `file` is given."""
     if os.environ.get("RANK", "0") == "0":
-        print(line)
+        print(line, file=file)
 
 
 def run(main: Callable[[], None]) -> None:

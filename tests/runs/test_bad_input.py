@@ -203,6 +203,10 @@ ROWS = {
     "windows without room": ("squad1", ["--max_query_length", 20], "--max_query_length 20 + --doc_stride 12"),
     # output
     "used output": ("qqp", ["--output_dir", used], "is not empty; --overwrite_output_dir"),
+    "used output, with auto": (
+        *("qqp", ["--output_dir", used, "--resume_from_checkpoint", "auto"]),
+        "is not empty; --overwrite_output_dir",
+    ),
     "output is a file": ("qqp", ["--output_dir", file], "Not a directory"),
     "output below a file": ("qqp", ["--output_dir", below_a_file], "Not a directory"),
     "output is a loop": ("qqp", ["--output_dir", loop], "symbolic links"),
@@ -239,7 +243,7 @@ ROWS = {
     ),
     "no tokenizer": (
         *("squad1", ["--model_name_or_path", model(["tokenizer.json", "vocab.txt"])]),
-        "no tokenizer, it has neither",
+        "no tokenizer, it has none of",
     ),
     "more tokens than the model has": (
         *("qqp", ["--model_name_or_path", model(config__json={"vocab_size": len(VOCABULARY) - 1})]),

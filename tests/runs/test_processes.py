@@ -1,5 +1,6 @@
 """Several processes on gloo give the numbers of one; one that fails takes the others with it."""
 
+import os
 import shutil
 import signal
 import socket
@@ -122,6 +123,37 @@ def test_a_process_that_dies_ends_the_others(world, tmp_path):
     assert (tmp_path / "checkpoint-3").exists() and not (tmp_path / "result.json").exists()
     went_on = run([*command, "--resume_from_checkpoint", "auto"], 2, tmp_path)
     assert [answer.code for answer in went_on] == [0, 0]
+
+
+def test_several_processes_have_one_lock(world, alone, tmp_path):
+    """The first holds it; a second run is refused by one line, and all its processes end. A finished run ends all."""
+    command, folder = still(world, "qqp", HARD), tmp_path / "run"
+    first = start(command, 2, folder, {0: ("hit", signal.SIGSTOP, "Optimizer.step", 5)})
+    while not (folder / "checkpoint-3").exists():
+        time.sleep(0.1)
+    begun = time.monotonic()
+    answers = run([*command, "--resume_from_checkpoint", "auto"], 2, folder)
+    assert [answer.code for answer in answers] == [2, 2] and time.monotonic() - begun < 60
+    told, *others = [line for answer in answers for line in (answer.out + answer.err).splitlines()]
+    assert f"error: [process 0] --output_dir {folder}: in use by process {first[0].pid} on" in told and not others
+    time.sleep(1)  # it has come to its fifth step meanwhile
+    os.kill(first[0].pid, signal.SIGCONT)
+    assert [process.wait().code for process in first] == [0, 0]
+    check_same(folder, alone(command))
+    before = {path: path.lstat().st_mtime_ns for path in (folder, *folder.rglob("*"))}
+    answers = run([*command, "--resume_from_checkpoint", "auto"], 2, folder)
+    assert [answer.code for answer in answers] == [0, 0] and answers[1].out == "" and not answers[0].err
+    assert "this run is finished" in answers[0].out and len(answers[0].out.splitlines()) == 1
+    assert {path: path.lstat().st_mtime_ns for path in (folder, *folder.rglob("*"))} == before
+
+
+def test_checkpoints_that_cannot_be_used_end_all(world, tmp_path):
+    command, folder = still(world, "qqp", HARD), tmp_path / "run"
+    run(command, 2, folder, {0: ("hit", signal.SIGKILL, "Optimizer.step", 8)})
+    shutil.rmtree(folder / "banks")
+    answers = run([*command, "--resume_from_checkpoint", "auto"], 2, folder, {1: ()})
+    assert [answer.code for answer in answers] == [2, 2]
+    assert all("has no complete checkpoint; checkpoint-6" in answer.err for answer in answers)
 
 
 def test_a_full_disk_ends_all_processes(world, tmp_path):

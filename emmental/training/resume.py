@@ -1,0 +1,205 @@
+"""What an output folder holds, and from where a run in it starts. Nothing here removes or changes a file.
+
+`--resume_from_checkpoint auto` may stand in every job script: what is finished is left alone, what was interrupted goes
+on from its newest complete checkpoint, and what can be neither is refused. No torch here.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from emmental.model.families import is_masked
+from emmental.model.validation import WEIGHTS
+from emmental.utils.errors import InputError, print_once
+from emmental.utils.files import digest
+from emmental.utils.lock import FILE as LOCK
+
+ARGUMENTS, RESULT, STATE = "arguments.json", "result.json", "state.json"
+PASSED_OVER = ".passed-over"  # after the name of a checkpoint that could not be used, and was written again
+UNUSED = (".partial", PASSED_OVER)
+
+
+# What a finished run may differ in and be the same: neither its numbers nor its results depend on it. Of batch size and
+# processes the product counts.
+IMMATERIAL = {"output_dir", "cache_dir", "resume_from_checkpoint", "overwrite_output_dir", "overwrite_cache", "no_cuda"}
+IMMATERIAL |= {"per_gpu_train_batch_size", "per_gpu_eval_batch_size", "threads", "verbose_logging"}
+IMMATERIAL |= {"save_steps", "save_total_limit", "logging_steps"}
+
+
+@dataclass(frozen=True)
+class Start:
+    """From where a run starts: a checkpoint, or None for the beginning; and the newer ones that cannot be used."""
+
+    checkpoint: Path | None = None
+    passed_over: frozenset[Path] = frozenset()
+
+
+def contents(folder: Path) -> set[str]:
+    """The names in a folder, without the lock's; none where there is no folder."""
+    return {path.name for path in folder.iterdir()} - {LOCK} if folder.is_dir() else set()
+
+
+def check_empty(output_dir: Path) -> None:
+    """Refuses a folder that holds files."""
+    if contents(output_dir):
+        raise InputError(f"--output_dir {output_dir} is not empty; --overwrite_output_dir writes into it all the same")
+
+
+def nothing_to_do(output_dir: Path, arguments: dict, overwrite: bool) -> bool:
+    """Whether `auto` finds a finished run with these `arguments`, by flag, in which case a line says so.
+
+    InputError where it finds what it can neither go on from nor start over without loss, unless `overwrite`.
+    """
+    finished, differences = _finished(output_dir, arguments)
+    if finished and not differences:
+        print_once(f"{output_dir}: this run is finished, nothing to do; its results are in {output_dir / RESULT}")
+        return True
+    if not overwrite:
+        _check_auto(output_dir, differences)
+    return False
+
+
+def _finished(output_dir: Path, arguments: dict) -> tuple[bool, str]:
+    """Whether a training run ended here, and in which arguments it differs."""
+    names, saved = contents(output_dir), _read(output_dir / ARGUMENTS)
+    if not (saved and RESULT in names and names & {*WEIGHTS}):
+        return False, ""
+    for flags in (saved, arguments := dict(arguments)):  # the family of a type becomes known by the model's config
+        for name in ("model_type", "teacher_type"):
+            flags[name] = "masked" if is_masked(str(flags.get(name))) else "dense"
+    return True, _differences(saved, {name: value for name, value in arguments.items() if name not in IMMATERIAL})
+
+
+def _check_auto(output_dir: Path, differences: str) -> None:
+    """Refuses a folder in which `auto` can neither go on nor start over without loss; `differences` of a finished run.
+
+    A run that was interrupted before its first checkpoint and its model has nothing to lose.
+    """
+    where, anew = f"--resume_from_checkpoint auto: {output_dir}", "--overwrite_output_dir starts anew"
+    if differences:
+        raise InputError(f"{where} holds a finished run, of which {differences}; {anew}")
+    names = {name for name in contents(output_dir) if not name.endswith(UNUSED)}
+    if not names:
+        return
+    faults = _faults(output_dir)
+    if faults and all(faults.values()):
+        newest, wrong = next(iter(faults.items()))
+        banks = "" if (output_dir / "banks").is_dir() else f" (there is no folder {output_dir / 'banks'})"
+        raise InputError(f"{where} has no complete checkpoint; {newest.name}: {wrong}{banks}; {anew} without them")
+    if not faults and _read(output_dir / ARGUMENTS) is None:
+        check_empty(output_dir)
+    if not faults and (left := sorted(names & {*WEIGHTS, RESULT})):
+        holds = f"holds {' and '.join(left)}, and no checkpoint to go on from"
+        raise InputError(f"{where} {holds}; --do_eval alone evaluates a model, {anew}")
+
+
+def find_start(which: str, output_dir: Path, arguments: dict, overwrite: bool) -> Start:
+    """The start that `--resume_from_checkpoint which` means, once the folder is this run's alone.
+
+    `overwrite`: where nothing can be gone on from, the run starts anew over whatever is there.
+    """
+    if which == "auto":
+        if nothing_to_do(output_dir, arguments, overwrite):
+            raise InputError(f"{output_dir}: another process has just finished this run")
+        finished, _ = _finished(output_dir, arguments)  # with other arguments, which `overwrite` gives up
+        return Start() if finished else _newest(output_dir)
+    if not which:
+        if not overwrite:
+            check_empty(output_dir)
+        return Start()
+    if wrong := fault(Path(which)):
+        raise InputError(f"--resume_from_checkpoint {which}: no complete checkpoint, {wrong}")
+    if Path(which).resolve().parent != output_dir.resolve():
+        raise InputError(f"--resume_from_checkpoint {which}: not in --output_dir {output_dir}, where the banks are")
+    return Start(Path(which))
+
+
+def _newest(output_dir: Path) -> Start:
+    """The newest complete checkpoint, if any; says which newer ones are passed over, or that there is none."""
+    faults = _faults(output_dir)
+    *newer, last = faults or [None]
+    if last and not faults[last]:
+        for folder in newer:
+            print(f"{folder}: passed over, {faults[folder]}", file=sys.stderr)
+        return Start(last, frozenset(newer))
+    if (output_dir / ARGUMENTS).exists():
+        print_once(f"{output_dir}: an earlier run left no checkpoint to go on from; training starts anew")
+    return Start()
+
+
+def _faults(output_dir: Path) -> dict[Path, str | None]:
+    """What is wrong with each checkpoint, from the newest to the first that is complete."""
+    faults = {}
+    for folder in _checkpoints(output_dir):
+        faults[folder] = fault(folder)
+        if faults[folder] is None:
+            break
+    return faults
+
+
+def complete(output_dir: Path) -> Iterator[Path]:
+    """The complete checkpoints of a folder, the newest first by the step in their state; others are named on stderr."""
+    for folder in _checkpoints(output_dir):
+        if not (wrong := fault(folder)):
+            yield folder
+        else:
+            print_once(f"{folder}: passed over, {wrong}", file=sys.stderr)
+
+
+def _checkpoints(output_dir: Path) -> list[Path]:
+    """The newest first; those whose state cannot be read come before all others."""
+    folders = [path for path in output_dir.glob("checkpoint-*") if path.is_dir() and not path.name.endswith(UNUSED)]
+    return sorted(folders, key=step_of, reverse=True)
+
+
+def step_of(folder: Path) -> float:
+    """The step of a checkpoint, infinity where its state cannot be read."""
+    try:
+        return int(read_state(folder)["step"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return math.inf
+
+
+def read_state(folder: Path) -> dict:
+    return json.loads((folder / STATE).read_text(encoding="utf-8"))
+
+
+def fault(folder: Path) -> str | None:
+    """What keeps a folder from being a complete checkpoint, or None."""
+    try:
+        state = read_state(folder)
+        expected = {folder / name: saved for name, saved in state["files"].items()}
+        for files in state["banks"].values():
+            expected |= {folder.parent / "banks" / name: saved for name, saved in files.items()}
+        int(state["step"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"{STATE} is missing or damaged ({type(error).__name__})"
+    for path, saved in expected.items():
+        if not path.is_file():
+            return f"{path.name} is missing"
+        if digest(path) != saved:
+            return f"{path.name} is damaged"
+    return None
+
+
+def check_arguments(folder: Path, arguments: dict) -> None:
+    """Refuses to go on with other arguments than the checkpoint's, each difference by name."""
+    if wrong := _differences(read_state(folder)["arguments"], arguments):
+        raise InputError(f"--resume_from_checkpoint {folder}: {wrong}")
+
+
+def _differences(saved: dict, arguments: dict) -> str:
+    names = [name for name in arguments if saved.get(name) != arguments[name]]
+    return ", ".join(f"{name} was {saved.get(name)!r} and is {arguments[name]!r}" for name in names)
+
+
+def _read(path: Path) -> dict | None:
+    """A JSON object, None where there is none to read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None

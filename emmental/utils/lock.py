@@ -1,0 +1,61 @@
+"""One run per folder: a lock that ends with the process that took it, however that process ends.
+
+The lock is the kernel's (flock) on a file in the folder; the file only says who took it. A process that ends by itself
+removes it, and one that a killed process left behind locks nothing.
+"""
+
+import atexit
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+
+from emmental.utils.errors import InputError, print_once
+
+FILE = ".lock"
+
+
+def lock_folder(folder: Path, flag: str) -> None:
+    """Makes this process the only one to write to `folder`, which is made if need be, until it ends.
+
+    InputError names the process that holds the lock already; `flag` is the one that named the folder.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # the folder's other process has just ended and removed it
+            continue
+        except OSError as error:
+            raise InputError(f"{flag} {folder}: {error.strerror}") from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(handle, 1000).decode(errors="replace").strip() or "another process"
+            raise InputError(f"{flag} {folder}: in use by {holder}; one run per folder") from None
+        except OSError as error:  # some network file systems
+            print_once(f"{flag} {folder}: cannot be locked ({error.strerror}); let no other run write to it")
+            return
+        if os.fstat(handle).st_nlink:
+            break
+        os.close(handle)  # it was removed at its holder's end, between our opening it and locking it
+    atexit.register(_unlock, folder, made, os.getpid())
+    try:
+        os.ftruncate(handle, 0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
+    except OSError:  # a full disk: the lock holds all the same
+        pass
+
+
+def _unlock(folder: Path, made: list[Path], process: int) -> None:
+    """Removes the file, and the folders that were made for it where nothing else came into them."""
+    if os.getpid() == process:
+        (folder / FILE).unlink(missing_ok=True)
+        for path in made:
+            try:
+                path.rmdir()
+            except OSError:
+                return
