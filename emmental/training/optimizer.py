@@ -48,7 +48,7 @@ class Optimizer:
         groups = {"scores": [], "weights": [], "undecayed": []}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                undecayed = name.endswith(("bias", "LayerNorm.weight"))
+                undecayed = parameter.dim() == 1  # biases, and LayerNorms whatever a family calls them
                 kind = "scores" if name.endswith("mask_scores") else "undecayed" if undecayed else "weights"
                 groups[kind].append(parameter)
         # Decay is ours to apply, under a name that torch does not know.

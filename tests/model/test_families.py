@@ -19,6 +19,7 @@ from emmental.model.families import FAMILIES
 from emmental.model.heads import ANSWERS, CLASSIFIES
 from emmental.pruning.counting import count, heat_map
 from emmental.pruning.masked_linear import masked_linears
+from emmental.training.optimizer import Optimizer
 from emmental.utils.errors import InputError
 
 LENGTH = 20
@@ -213,6 +214,19 @@ def test_positions_of_roberta_count_as_transformers_do(tmp_path):
         for packing in (True, False):
             set_packing(model, packing)
             torch.testing.assert_close(model(**batch).logits, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layernorms_and_biases_do_not_decay(tmp_path, family):
+    plain_model(family, CLASSIFIES).save_pretrained(tmp_path)
+    model = masked_model(tmp_path, family, CLASSIFIES)
+    rates = {"learning_rate": 1.0, "mask_scores_learning_rate": 1.0, "warmup_steps": 0, "total_steps": 2}
+    optimizer = Optimizer(model, **rates, weight_decay=0.1, epsilon=1e-8, max_grad_norm=1.0)
+    decayed = {id(x) for group in optimizer.adamw.param_groups if group["decay"] for x in group["params"]}
+    linears = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    assert decayed == {id(weight) for weight in linears if weight.requires_grad}
+    moved = {id(x) for group in optimizer.adamw.param_groups for x in group["params"]}
+    assert moved == {id(x) for x in model.parameters() if x.requires_grad}
 
 
 def test_another_family_is_refused_with_those_there_are(tmp_path):

@@ -1,11 +1,13 @@
 """CAP end to end with every family beside BERT, by both scripts: train, evaluate, fold, count, kill and resume."""
 
 import json
+import os
 import signal
+import subprocess
 
 import pytest
 import torch
-from tiny import HARD, SOFT, TRAIN, World, log, result, run_script, succeed
+from tiny import HARD, ROOT, SOFT, TRAIN, World, log, result, run_script, succeed
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
 from emmental.model import loading
@@ -93,6 +95,8 @@ def test_other_families_are_refused(world, tmp_path):
     bert = World(tmp_path / "bert").teacher("qqp")
     wrong = run_script(*command(world, "qqp", tmp_path / "run", "--teacher_name_or_path", bert))
     assert wrong.code == 2 and f"model_type is 'bert', not {world.family}" in wrong.err
+    missing = run_script(*command(world, "qqp", tmp_path / "run", "--teacher_name_or_path", "teacher/none"))
+    assert missing.code == 2 and f"masked_run_glue.py --model_type {world.family} " in missing.err
     capitals = run_script(*world.command("qqp"), *TRAIN, *run, "--do_lower_case", "--max_steps", 3)
     keeps = world.family in ("roberta", "modernbert")
     assert capitals.code == (2 if keeps else 0) and ("--do_lower_case: the tokenizer" in capitals.err) == keeps
@@ -116,6 +120,20 @@ def test_what_a_family_has_no_use_for_is_refused(world, tmp_path):
 def test_other_tasks(world, tmp_path, task, flags):
     succeed(*command(world, task, tmp_path / "run", *flags))
     assert result(tmp_path / "run")["remaining_weights"] <= 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "task"), [("run_glue_topk_kd.sh", "qqp"), ("run_squad_soft_kd.sh", "squad1")])
+def test_a_shell_script_needs_the_model_alone(world, tmp_path, script, task):
+    names = {"MODEL": world.model, "TEACHER_PATH": world.teacher(task), "DATA_DIR": world.data(task), "WARMUP": "1"}
+    names |= {"OUTPUT": tmp_path / "run", "EPOCH": "3"}
+    environ = os.environ | {name: str(value) for name, value in names.items()}
+    lengths = world.command(task)[world.command(task).index("--max_seq_length") :]
+    flags = [str(flag) for flag in (*lengths, "--cache_dir", world.cache, "--per_gpu_train_batch_size", 4)]
+    bash = ["bash", str(ROOT / script), *flags]
+    done = subprocess.run(bash, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["model_type"] == f"masked_{world.family}"
 
 
 @pytest.mark.slow
