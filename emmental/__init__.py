@@ -16,7 +16,7 @@ _HOME = {
     "set_threshold": "pruning.masked_linear",
     "set_packing": "model.packing",
     **{
-        f"Masked{family.prefix}{kind}": "model.masked_model"
+        f"Masked{family.prefix}{kind}": "model.masked_classes"
         for family in FAMILIES.values()
         for kind in ("Config", "ForSequenceClassification", "ForQuestionAnswering")
     },

@@ -15,7 +15,8 @@ from transformers.activations import ACT2FN
 
 from emmental.export.sparse_format import rounded, save_sparse
 from emmental.model.families import FAMILIES, LAYER, Family, family_of
-from emmental.model.masked_model import HEADS, MaskedModel, plain_class
+from emmental.model.masked_classes import HEADS, plain_class
+from emmental.model.masked_model import MaskedModel
 from emmental.model.validation import TOKENIZER_FILES
 from emmental.pruning.masked_linear import masked_linears
 

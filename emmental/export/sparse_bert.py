@@ -17,7 +17,7 @@ from emmental.export.sparse_format import FILE, read_sparse, read_tensors
 from emmental.export.sparse_layer import KERNELS, TILE, Layer, faster, join, make_tiles
 from emmental.model.families import FAMILIES, family_of, is_masked
 from emmental.model.heads import ANSWERS, CLASSIFIES
-from emmental.model.masked_model import PADDING_LOGIT, MaskedClassifier, masked_class, plain_class
+from emmental.model.masked_classes import PADDING_LOGIT, MaskedClassifier, masked_class, plain_class
 from emmental.utils.errors import InputError
 
 # architecture -> family and head

@@ -12,7 +12,8 @@ from torch.nn.functional import normalize, pad
 from tqdm import tqdm
 
 from emmental.data.examples import Examples
-from emmental.model.masked_model import PADDING_LOGIT, MaskedModel
+from emmental.model.masked_classes import PADDING_LOGIT
+from emmental.model.masked_model import MaskedModel
 from emmental.utils import distributed
 from emmental.utils.precision import Precision
 from emmental.utils.transfers import start_to_host

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from emmental.model.families import MASKED, check_family, family_of
 from emmental.model.heads import ANSWERS, CLASSIFIES
-from emmental.model.masked_model import MaskedConfig, MaskedModel, masked_class
+from emmental.model.masked_classes import masked_class
+from emmental.model.masked_model import MaskedConfig, MaskedModel
 from emmental.pruning.masked_linear import set_threshold
 from emmental.utils.errors import InputError, print_once
 
@@ -24,7 +25,7 @@ def load_config(name: str, **settings) -> MaskedConfig:
 def load(head: str, name: str, config_name: str = "", *, trained: bool = True, **settings) -> MaskedModel:
     """A model by transformers' `from_pretrained`, with `settings` in place of its config's.
 
-    `head` is one of masked_model.HEADS. InputError where it cannot be loaded, or weights are missing or of another
+    `head` is one of masked_classes.HEADS. InputError where it cannot be loaded, or weights are missing or of another
     shape; of one that is not `trained` yet scores, pooler and head may be missing, and the head may be another.
     """
     options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}

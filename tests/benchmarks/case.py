@@ -17,7 +17,7 @@ from emmental.data.batches import Plan
 from emmental.data.examples import Examples
 from emmental.model import loading
 from emmental.model.heads import CLASSIFIES
-from emmental.model.masked_model import MaskedBertConfig, MaskedBertForSequenceClassification
+from emmental.model.masked_classes import MaskedBertConfig, MaskedBertForSequenceClassification
 from emmental.pruning.masked_linear import masked_linears
 
 SIZES = {

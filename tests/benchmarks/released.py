@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
 from emmental.data.examples import Examples
-from emmental.model.masked_model import MaskedBertForSequenceClassification
+from emmental.model.masked_classes import MaskedBertForSequenceClassification
 from emmental.pruning.masks import StraightThrough
 from emmental.training.optimizer import lr_factor
 from tests.benchmarks.case import KEPT, Case
