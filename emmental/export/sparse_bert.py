@@ -4,7 +4,6 @@ Which matrices gain from the sparse product is measured when a model is loaded.
 """
 
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from transformers import BertConfig, PreTrainedConfig
 from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutput
 
 from emmental.export.sparse_format import FILE, read_sparse, read_tensors
-from emmental.export.sparse_layer import KERNELS, TILE, Layer, faster, join, make_tiles
+from emmental.export.sparse_layer import KERNELS, TILE, Kernel, Layer, faster, join, make_tiles
 from emmental.model.families import FAMILIES, family_of, is_masked
 from emmental.model.heads import ANSWERS, CLASSIFIES
 from emmental.model.masked_classes import PADDING_LOGIT, MaskedClassifier, masked_class, plain_class
@@ -58,12 +57,12 @@ class SparseModel(nn.Module):
         self.plain = masked_class(family, head)(around).eval().requires_grad_(False)
         self.plain.load_state_dict({name: state_dict[name] for name in self.plain.state_dict()}, assign=True)
 
-        def linear(layer: str, name: str, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Callable:
+        def choose(layer: str, name: str, weight: Tensor) -> Kernel:
             bucket = (*weight.shape, round(float((weight != 0).float().mean()), 2))
             if bucket not in measured:
                 measured[bucket] = faster(weight)
             self.chosen[layer + name] = measured[bucket]
-            return KERNELS[measured[bucket]](weight, bias, residual)
+            return KERNELS[measured[bucket]]
 
         shape = bert_config(config)
         self.norm = torch.ones(shape.hidden_size), torch.zeros(shape.hidden_size)
@@ -74,7 +73,7 @@ class SparseModel(nn.Module):
                 if name.startswith(layer):
                     module, _, part = name.removeprefix(layer).rpartition(".")
                     weights[f"{names.get(module, module)}.{part}"] = value
-            self.layers.append(Layer(weights, self.norm, shape, partial(linear, layer)))
+            self.layers.append(Layer(weights, self.norm, shape, partial(choose, layer)))
             self.norm = self.layers[-1].norm
         self.tile = TILE["sparse" if "sparse" in self.chosen.values() else "dense"]
 
@@ -106,7 +105,7 @@ class SparseModel(nn.Module):
             first = classifies and layer is self.layers[-1]  # the classifier reads nothing else
             tiles = [layer(*group, first) for group in zip(tiles, groups, strict=True)]
         counts = [len(lengths) if classifies else sum(lengths) for lengths in groups]
-        x = join([join([tile.x for tile in group])[:, :n] for group, n in zip(tiles, counts, strict=True)])
+        x = join([join([tile[:-1] for tile in group])[:, :n] for group, n in zip(tiles, counts, strict=True)])
         hidden = x.T * self.norm[0] + self.norm[1]
 
         if classifies:

@@ -11,6 +11,7 @@ import timeit
 from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,67 +25,77 @@ TILE = {"sparse": 128 if "AVX512" in torch.backends.cpu.get_cpu_capability() els
 ALIGNED = 16  # tokens; then each row of a tile begins on a cache line
 
 
-class Stack:
-    """A tile as the products read it, (inner + hidden + 1, width): rows `top`, x and ones, which the bias multiplies.
+def make_tiles(x: Tensor, most: int) -> list[Tensor]:
+    """x (hidden, tokens) as tiles (hidden + 1, width), the fewest of at most `most` tokens, all of one width.
 
-    `whole` is read with the residual connection, `x_and_one` without. Only the ones are set.
-    """
-
-    def __init__(self, inner: int, hidden: int, width: int):
-        self.whole = torch.empty(inner + hidden + 1, width)
-        self.whole[-1] = 1
-        self.top, self.x, self.x_and_one = self.whole[:inner], self.whole[inner:-1], self.whole[inner:]
-
-
-def make_tiles(x: Tensor, most: int) -> list[Stack]:
-    """x (hidden, tokens) as the stacks that attention reads, the fewest of at most `most` tokens, all of one width.
-
-    Columns of zeros fill the last one.
+    The last row of a tile is ones, which the bias multiplies. Columns of zeros fill the last tile.
     """
     hidden, tokens = x.shape
     width = ALIGNED * math.ceil(tokens / math.ceil(tokens / most) / ALIGNED)
     tiles = []
     for part in x.split(width, dim=1):
-        tile, real = Stack(hidden, hidden, width), part.shape[1]
-        tile.top[:, real:], tile.x[:, :real], tile.x[:, real:] = 0, part, 0
+        tile = torch.zeros(hidden + 1, width)
+        tile[:-1, : part.shape[1]], tile[-1] = part, 1
         tiles.append(tile)
     return tiles
 
 
-def _sparse(starts: Tensor, columns: Tensor, values: Tensor, x: Tensor) -> Tensor:
+def _product(starts: Tensor, columns: Tensor, values: Tensor, x: Tensor) -> Tensor:
     # A weighted bag of rows of x is the product with compressed sparse rows, and 1.5 to 2 times as fast as torch's own.
     return torch.embedding_bag(x, columns, starts, False, 0, False, values, True)[0]
 
 
-def _to_sparse(weight: Tensor, bias: Tensor, residual: Tensor | None) -> Callable:
-    diagonal = [] if residual is None else [residual.diag()]
-    matrix = torch.cat([weight, *diagonal, bias[:, None]], dim=1)
+def _sparse(matrix: Tensor) -> Callable:
     row, column = matrix.nonzero(as_tuple=True)
     starts = torch.searchsorted(row, torch.arange(len(matrix) + 1))
-    return partial(_sparse, starts.int(), column.int(), matrix[row, column])
+    return partial(_product, starts.int(), column.int(), matrix[row, column])
 
 
-def _dense(weight: Tensor, bias: Tensor, residual: Tensor | None, x: Tensor) -> Tensor:
+def _widen_sparse(weight: Tensor, bias: Tensor) -> Callable:
+    matrix = torch.cat([weight, bias[:, None]], dim=1)
+    return _sparse(torch.cat([matrix, torch.eye(matrix.shape[1])]))
+
+
+def _narrow_sparse(weight: Tensor, bias: Tensor, scale: Tensor) -> Callable:
+    return _sparse(torch.cat([weight, scale.diag(), bias[:, None]], dim=1))
+
+
+def _widen_dense(weight: Tensor, bias: Tensor) -> Callable:
+    def product(tile: Tensor) -> Tensor:
+        block = torch.empty(len(weight) + len(tile), tile.shape[1])
+        torch.addmm(bias[:, None], weight, tile[:-1], out=block[: len(weight)])
+        block[len(weight) :] = tile
+        return block
+
+    return product
+
+
+def _narrow_dense(weight: Tensor, bias: Tensor, scale: Tensor) -> Callable:
     inner = weight.shape[1]
-    y = torch.addmm(bias[:, None], weight, x[:inner])
-    return y if residual is None else y.addcmul_(residual[:, None], x[inner:-1])
+    return lambda block: torch.addmm(bias[:, None], weight, block[:inner]).addcmul_(scale[:, None], block[inner:-1])
 
 
-def _to_dense(weight: Tensor, bias: Tensor, residual: Tensor | None) -> Callable:
-    return partial(_dense, weight, bias, residual)
+class Kernel(NamedTuple):
+    """Makers of the two products in each half of a layer.
+
+    `widen(weight, bias)` gives a function from a tile of x to a block, whose rows are weight @ x + bias, then the
+    tile. `narrow(weight, bias, scale)` gives one from a block of rows y, then the tile, to weight @ y + bias +
+    scale * x, which is the residual connection.
+    """
+
+    widen: Callable
+    narrow: Callable
 
 
-# Makers of the function from a stack (top, x, 1) to weight @ top + residual * x + bias, or, where `residual` is None,
-# from (x, 1) to weight @ x + bias.
-KERNELS = {"sparse": _to_sparse, "dense": _to_dense}
+KERNELS = {"sparse": Kernel(_widen_sparse, _narrow_sparse), "dense": Kernel(_widen_dense, _narrow_dense)}
 
 
 def faster(weight: Tensor) -> str:
-    """The name of the faster kernel for this matrix on this machine; sparse must win clearly."""
+    """The name in `KERNELS` of the faster one for this matrix on this machine; sparse must win clearly."""
     rows, columns = weight.shape
     runs = {
-        name: partial(make(weight, torch.ones(rows), None), torch.ones(columns + 1, TILE[name]))
-        for name, make in KERNELS.items()
+        name: partial(kernel.widen(weight, torch.ones(rows)), torch.ones(columns + 1, TILE[name]))
+        for name, kernel in KERNELS.items()
     }
     seconds = {name: [] for name in runs}
     threads = torch.get_num_threads()
@@ -107,66 +118,69 @@ def _activation(name: str) -> Callable:
 
 
 class Layer:
-    """One encoder layer on tiles; query, key and value are one matrix.
+    """One encoder layer on tiles.
 
-    Activations between products are normalised only: the weight and bias of a LayerNorm, `norm`, are folded into the
+    Activations between products are normalised only: a LayerNorm's scale and shift, `norm`, are folded into the
     matrices that read its result. `norm` comes from the layer before, and becomes that of the layer's own result.
     """
 
-    def __init__(self, weights: dict[str, Tensor], norm: tuple[Tensor, Tensor], config: BertConfig, linear: Callable):
+    def __init__(self, weights: dict[str, Tensor], norm: tuple[Tensor, Tensor], config: BertConfig, choose: Callable):
+        """`weights` by name within the layer; `choose(name, weight)` is the kernel for that matrix."""
         self.heads, self.inner, self.eps = config.num_attention_heads, config.intermediate_size, config.layer_norm_eps
         self.act = _activation(config.hidden_act)
-        scale = (config.hidden_size // self.heads) ** -0.5
         for part in ("weight", "bias"):
             query, key, value = (weights[f"attention.self.{name}.{part}"] for name in ("query", "key", "value"))
-            weights[f"attention.self.{part}"] = torch.cat([query * scale, key, value])
+            query = query * (config.hidden_size // self.heads) ** -0.5
+            weights[f"attention.self.{part}"] = torch.cat([key, value, query])
 
-        def half(reader: str, writer: str, norm: tuple[Tensor, Tensor]) -> list[Callable]:
-            """The matrices of x = normalised * norm[0] + norm[1] that read x, and to whose result x is added."""
-            weight, bias = (weights[f"{reader}.{part}"] for part in ("weight", "bias"))
-            return [
-                linear(reader, weight * norm[0], bias + weight @ norm[1], None),
-                linear(writer, weights[f"{writer}.weight"], weights[f"{writer}.bias"] + norm[1], norm[0]),
-            ]
+        def half(wide: str, narrow: str, norm: tuple[Tensor, Tensor]) -> tuple[Callable, Callable]:
+            """The products before and after attention or the activation; they read y * scale + shift as y."""
+            scale, shift = norm
+            weight, bias = weights[f"{wide}.weight"], weights[f"{wide}.bias"]
+            widen = choose(wide, weight).widen(weight * scale, bias + weight @ shift)
+            weight, bias = weights[f"{narrow}.weight"], weights[f"{narrow}.bias"]
+            return widen, choose(narrow, weight).narrow(weight, bias + shift, scale)
 
         between, self.norm = (
-            tuple(weights[f"{name}.LayerNorm.{part}"] for part in ("weight", "bias"))
+            (weights[f"{name}.LayerNorm.weight"], weights[f"{name}.LayerNorm.bias"])
             for name in ("attention.output", "output")
         )
-        self.qkv, self.attended = half("attention.self", "attention.output.dense", norm)
+        self.kvq, self.attended = half("attention.self", "attention.output.dense", norm)
         self.intermediate, self.output = half("intermediate.dense", "output.dense", between)
 
-    def __call__(self, tiles: list[Stack], lengths: list[int], first: bool) -> list[Stack]:
+    def __call__(self, tiles: list[Tensor], lengths: list[int], first: bool) -> list[Tensor]:
         """Take rows of these lengths, which fill the tiles one after another, through the layer.
 
         With `first` only the first token of each row comes out, in one tile.
         """
-        qkv = join([self.qkv(tile.x_and_one) for tile in tiles])
-        rows = qkv.view(3, self.heads, -1, qkv.shape[1])[..., : sum(lengths)].split(lengths, dim=-1)
+        hidden = len(tiles[0]) - 1
+        blocks = [self.kvq(tile) for tile in tiles]
+        kvq = join([block[: 3 * hidden] for block in blocks])
+        rows = kvq.view(3, self.heads, -1, kvq.shape[1])[..., : sum(lengths)].split(lengths, dim=-1)
         context = join([self._attend(*row, first) for row in rows])
+        blocks = [block[2 * hidden :] for block in blocks]  # context takes the query's place
         if first:
-            tiles = make_tiles(tiles[0].x[:, [0, *accumulate(lengths[:-1])]], len(lengths))
-        for tile, part in zip(tiles, context.split(tiles[0].x.shape[1], dim=1), strict=True):
-            tile.top[:, : part.shape[1]] = part
-            self._feed_forward(tile)
+            (tile,) = tiles = make_tiles(tiles[0][:-1, [0, *accumulate(lengths[:-1])]], len(lengths))
+            blocks = [torch.cat([torch.zeros_like(tile[:-1]), tile])]
+        for tile, block, part in zip(tiles, blocks, context.split(tiles[0].shape[1], dim=1), strict=True):
+            block[:hidden, : part.shape[1]] = part
+            self._norm(self.attended(block), tile[:-1])
+            block = self.intermediate(tile)
+            neurons = block[: self.inner]
+            self.act(neurons, out=neurons)
+            self._norm(self.output(block), tile[:-1])
         return tiles
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, first: bool) -> Tensor:
+    def _attend(self, key: Tensor, value: Tensor, query: Tensor, first: bool) -> Tensor:
         """Attention within one row of the batch: each (heads, features, tokens) -> (heads * features, tokens)."""
         query = query[..., :1] if first else query
         return (value @ torch.softmax(query.mT @ key, dim=-1).mT).flatten(0, 1)
 
-    def _feed_forward(self, tile: Stack):
-        wide = Stack(self.inner, *tile.x.shape)
-        self._norm(self.attended(tile.whole), wide.x)
-        self.act(self.intermediate(wide.x_and_one), out=wide.top)
-        self._norm(self.output(wide.whole), tile.x)
-
-    def _norm(self, x: Tensor, out: Tensor):
+    def _norm(self, y: Tensor, out: Tensor):
         # Batch statistics over the features are LayerNorm's mean and variance, and fast in this layout. This is what
         # F.batch_norm calls, which cannot write to `out`.
-        mean, scale = torch.empty(2, x.shape[1])
-        torch.native_batch_norm(x, None, None, None, None, True, 0.0, self.eps, out=(out, mean, scale))
+        mean, scale = torch.empty(2, y.shape[1])
+        torch.native_batch_norm(y, None, None, None, None, True, 0.0, self.eps, out=(out, mean, scale))
 
 
 def join(parts: list[Tensor]) -> Tensor:
