@@ -74,10 +74,13 @@ def main() -> None:
         if folder.exists():
             check_replaceable(folder)
 
+    import transformers
+
     from emmental.export.fold import save_folded
     from emmental.export.model_card import write_folded_card
     from emmental.model.loading import load_masked
 
+    transformers.logging.disable_progress_bar()
     model = load_masked(args.model_name_or_path, args.pruning_method, args.threshold)
     shutil.rmtree(temporary, ignore_errors=True)
     try:

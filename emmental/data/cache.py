@@ -3,11 +3,21 @@
 import hashlib
 import json
 import os
+import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
 from emmental.utils.errors import InputError
+
+
+def import_datasets():
+    """The datasets library, without its progress bars where standard error is no terminal."""
+    import datasets
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    return datasets
 
 
 def described(tokenizer) -> dict:
@@ -29,8 +39,9 @@ def cached_map(dataset, function, file: Path, overwrite: bool):
     processes may share it. A progress bar is shown for long sets. Raises InputError if `file` cannot be written.
     """
     # Imported when called, so that the readers, which are done first, need neither.
-    import datasets
     import pyarrow as pa
+
+    datasets = import_datasets()
 
     def kept():
         content = memoryview(file.read_bytes() if file.exists() else b"")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emmental.data.cache import cached_map, described
+from emmental.data.cache import cached_map, described, import_datasets
 from emmental.data.template import has_token_types
 from emmental.utils.errors import InputError
 
@@ -139,7 +139,7 @@ def from_hub(task: str, split: str, cache_dir: str | Path | None = None, path: s
 
     The Hub's label ids are in the order of TASKS. InputError: the set cannot be had, or holds other columns or labels.
     """
-    import datasets
+    datasets = import_datasets()
 
     kind, config, split = TASKS[task], task.replace("-", ""), split.replace("dev", "validation")
     source, advice = f"{path} ({config}, {split})", "--data_dir reads the official TSV files instead"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from emmental.data.cache import cached_map, described
+from emmental.data.cache import cached_map, described, import_datasets
 from emmental.data.template import PairTemplate, pair_template
 from emmental.utils.errors import InputError
 
@@ -97,7 +97,7 @@ def from_hub(split: str, version_2: bool, *, source: str | None = None, cache_di
 
     `source` may name another data set, or a folder, of the same layout. Raises InputError where nothing can be loaded.
     """
-    import datasets
+    datasets = import_datasets()
 
     source = source or ("rajpurkar/squad_v2" if version_2 else "rajpurkar/squad")
     try:

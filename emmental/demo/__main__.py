@@ -26,9 +26,10 @@ ROOT = Path(__file__).parents[2]  # where the scripts are; the demo's own folder
 def pretrain(folder: Path, pairs: Texts, seed: int) -> None:
     """A BERT of two layers with a vocabulary of whole words, trained to restore masked topic words of `pairs`."""
     import torch
-    from tqdm import trange
-    from transformers import BertConfig, BertForPreTraining, BertTokenizerFast
+    from tqdm import tqdm
+    from transformers import BertConfig, BertForPreTraining, BertTokenizerFast, logging
 
+    logging.disable_progress_bar()
     words = sorted({word for pair in pairs for text in pair for word in text.split()})
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(special + words)})
@@ -40,7 +41,7 @@ def pretrain(folder: Path, pairs: Texts, seed: int) -> None:
     texts = tokenizer(*map(list, zip(*pairs, strict=True)), padding=True, return_tensors="pt")
     of_topics = tokenizer.convert_tokens_to_ids([word for topic in TOPICS for word in (topic, *TOPICS[topic])])
     topical = torch.isin(texts["input_ids"], torch.tensor(of_topics))
-    for _ in trange(600, desc="masked words"):
+    for _ in tqdm(range(600), desc="masked words", disable=not sys.stderr.isatty()):
         rows = torch.randint(len(pairs), (32,))
         batch = {name: values[rows] for name, values in texts.items()}
         hidden = topical[rows] & (torch.rand(topical[rows].shape) < 0.4)

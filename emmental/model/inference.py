@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from torch.nn.functional import normalize, pad
-from tqdm import tqdm
 
 from emmental.data.examples import Examples
 from emmental.model.masked_classes import PADDING_LOGIT
 from emmental.model.masked_model import MaskedModel
 from emmental.utils import distributed
 from emmental.utils.precision import Precision
+from emmental.utils.progress import progress
 from emmental.utils.transfers import start_to_host
 
 # Tokens in a batch: enough to keep a GPU busy, 0.3 GB of activations at BERT-base size; a CPU likes them in its cache.
@@ -48,7 +48,6 @@ def map_examples(
     batches = list(batches_by_length(examples.padded_lengths, TOKENS[device.type]))
     batches = batches[distributed.rank() :: distributed.world_size()]
     results: list[torch.Tensor] = []
-    bar = tqdm(total=len(examples), desc=title, unit="ex", leave=False, disable=quiet or distributed.rank() > 0)
 
     def collect(index: np.ndarray, computed: Callable[[], list[torch.Tensor]]) -> None:
         for number, rows in enumerate(computed()):
@@ -59,14 +58,14 @@ def map_examples(
         bar.update(len(index) * distributed.world_size())
 
     pending = None
-    # a process without a batch of its own runs one example, to know the shapes of what the others send it
-    for index in batches or [np.array([0])]:
-        computed = start_to_host(compute(examples.inputs(index)))
-        if pending:
-            collect(*pending)  # only now, with the next batch queued, is a device waited for
-        pending = index, computed
-    collect(*pending)
-    bar.close()
+    with progress(len(examples), title, "ex", leave=False, quiet=quiet or distributed.rank() > 0) as bar:
+        # a process without a batch of its own runs one example, to know the shapes of what the others send it
+        for index in batches or [np.array([0])]:
+            computed = start_to_host(compute(examples.inputs(index)))
+            if pending:
+                collect(*pending)  # only now, with the next batch queued, is a device waited for
+            pending = index, computed
+        collect(*pending)
     return [distributed.all_sum(rows, device) for rows in results]
 
 

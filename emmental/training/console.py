@@ -5,27 +5,27 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
-
 from emmental.data.batches import Plan
 from emmental.utils import distributed
 from emmental.utils.errors import print_once
+from emmental.utils.progress import progress
 
 
 @contextmanager
 def bars(plan: Plan, done: int):
-    """Progress bars of epochs and steps; yields a function of a finished step and of the values shown at the bar."""
+    """Progress of epochs and steps; yields a function of a finished step and of the values shown with it."""
     quiet = distributed.rank() > 0
     per_epoch, epochs = plan.steps_per_epoch, -(-plan.total_steps // plan.steps_per_epoch)
+    lines = not sys.stderr.isatty()  # where steps are told as lines, epochs need none of their own
     with (
-        tqdm(total=epochs, initial=done // per_epoch, desc="epochs", unit="epoch", disable=quiet) as outer,
-        tqdm(total=plan.total_steps, initial=done, desc="steps", unit="step", disable=quiet) as inner,
+        progress(epochs, "epochs", "epoch", initial=done // per_epoch, quiet=quiet or lines) as outer,
+        progress(plan.total_steps, "steps", "step", initial=done, quiet=quiet) as inner,
     ):
 
         def advance(step: int, values: dict[str, str]) -> None:
-            inner.update()
             if values:
                 inner.set_postfix(values)
+            inner.update()
             if step % per_epoch == 0 or step == plan.total_steps:
                 outer.update()
 
