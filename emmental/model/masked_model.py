@@ -81,7 +81,9 @@ class MaskedModel:
         self.base_model.__class__ = with_score_init(type(self.base_model))
         if config.pruning_method is not None:
             mask_linears(self.encoder, config.pruning_method, config.mask_init, config.mask_scale)
-            self.post_init()  # once more, for the linears that are new
+            for module in self.encoder.modules():  # once more: some layers initialise their linears themselves
+                module._is_hf_initialized = False
+            self.post_init()
         swap_dropout(self.base_model)
         self.freeze_embeddings()
         for linear in masked_linears(self.encoder).values():

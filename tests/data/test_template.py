@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 import tokenizers
 from tiny import WORDS, make_tokenizer
@@ -39,7 +40,8 @@ def test_pairs_equal_the_tokenizers_own(tmp_path, tokenizer, length, task):
     texts = [sentences(rng, 40, 12) for _ in range(2 if task == "qqp" else 1)]
     rows = glue.Rows("here", *texts, *([] if len(texts) == 2 else [None]), [i % 2 for i in range(40)])
     examples = glue.tokenise(rows, tokenizer, task=task, max_seq_length=length, cache_dir=tmp_path)
-    assert examples.pad_token == tokenizer.pad_token_id
+    padded = examples.inputs(np.arange(40))
+    assert (padded["input_ids"][padded["attention_mask"] == 0] == tokenizer.pad_token_id).all()
     for i, row in enumerate(zip(*texts, strict=True)):
         own = tokenizer(*([text] for text in row), truncation="longest_first", max_length=length)
         place = slice(examples.offsets[i], examples.offsets[i + 1])

@@ -17,6 +17,7 @@ from emmental.export.fold import fold, save_folded
 from emmental.model import loading
 from emmental.model.families import FAMILIES
 from emmental.model.heads import ANSWERS, CLASSIFIES
+from emmental.model.masked_classes import masked_class
 from emmental.pruning.counting import count, heat_map
 from emmental.pruning.masked_linear import masked_linears
 from emmental.training.optimizer import Optimizer
@@ -99,6 +100,16 @@ def test_has_the_plain_models_weights_and_a_score_for_each_of_the_encoders(tmp_p
     assert frozen == {name for name in plain.state_dict() if ".embeddings" in name}
     assert model.config.model_type == f"masked_{family}" and type(model) is getattr(emmental, type(model).__name__)
     assert type(model).__name__ == f"Masked{type(plain).__name__}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_new_masked_models_weights_are_drawn_as_the_plain_models(family):
+    plain = plain_model(family, CLASSIFIES)
+    model = masked_class(family, CLASSIFIES)(masked_class(family, "Config").from_dict(plain.config.to_dict()))
+    for name in masked_linears(model):
+        drawn, expected = model.get_submodule(name), plain.get_submodule(name)
+        assert 0.8 < drawn.weight.std() / expected.weight.std() < 1.25, name
+        assert drawn.bias is None or not drawn.bias.any()
 
 
 @pytest.mark.parametrize("alignrep", ["cls", "mean-pooling"])
