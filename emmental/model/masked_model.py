@@ -90,6 +90,10 @@ class MaskedModel:
             linear.threshold = config.threshold
 
     @classmethod
+    def is_custom_code(cls) -> bool:
+        return False  # else from_pretrained passes over layers and heads that initialise the linears in them
+
+    @classmethod
     def from_pretrained(cls, *args, **kwargs):
         loaded = super().from_pretrained(*args, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded).freeze_embeddings()
