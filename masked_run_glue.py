@@ -27,7 +27,6 @@ def main() -> None:
     args = parse(GlueArguments)
     if args.finished:
         return
-    args.task_name = args.task_name.lower()
     if args.task_name not in glue.TASKS:
         raise InputError(f"--task_name {args.task_name}: one of {', '.join(glue.TASKS)}")
     kind = glue.TASKS[args.task_name]

@@ -357,6 +357,7 @@ class GlueArguments(CommonArguments):
     cl_supervised_loss_weight: float = flag(2.0, "weight of the terms whose positives have the same label")
 
     def __post_init__(self):
+        self.task_name = self.task_name.lower()
         super().__post_init__()
         weight = self.cl_supervised_loss_weight
         refuse(not 0 <= weight < float("inf"), f"--cl_supervised_loss_weight {weight}: at least 0")

@@ -91,6 +91,7 @@ def train_and_save(
     model = load_student(args, task, precision)
     teacher = load_teacher(args, task, precision) if args.needs_teacher and not resumed else None
     torch.manual_seed(args.seed + distributed.rank())  # every process has its own dropout
+    distributed.wait()  # every process has read its models, which may be in output_dir
     if main:
         checkpoint.clear(output_dir, resumed is not None)
         write_json(args.record, output_dir / ARGUMENTS)

@@ -48,11 +48,13 @@ class TrainingState:
 
 def check_finite(state: TrainingState) -> None:
     """Raises InputError if any weight or score is NaN or infinite, so that none is saved."""
-    spoilt = [name for name, parameter in state.model.named_parameters() if not parameter.isfinite().all()]
-    if spoilt:
-        step, count = state.progress.step, len(spoilt)
+    names, parameters = zip(*state.model.named_parameters(), strict=True)
+    finite = torch.stack([parameter.isfinite().all() for parameter in parameters]).tolist()  # one wait for the device
+    broken = [name for name, ok in zip(names, finite, strict=True) if not ok]
+    if broken:
+        step, count = state.progress.step, len(broken)
         raise InputError(
-            f"step {step}: {count} weights are NaN or infinite, the first {spoilt[0]}; earlier checkpoints are kept"
+            f"step {step}: {count} weights are NaN or infinite, the first {broken[0]}; earlier checkpoints are kept"
         )
 
 
@@ -172,5 +174,6 @@ def clear(output_dir: Path, resumed: bool) -> None:
     if not resumed:
         for name in ("banks", "tensorboard"):
             shutil.rmtree(output_dir / name, ignore_errors=True)
-        for name in (RESULT, "eval_results.txt", "model.safetensors", "predictions_.json"):
+        answers = ("predictions_.json", "nbest_predictions_.json", "null_odds_.json")
+        for name in (RESULT, "eval_results.txt", "model.safetensors", "README.md", *answers):
             (output_dir / name).unlink(missing_ok=True)  # an unfinished run should not look finished

@@ -5,6 +5,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -56,8 +57,15 @@ def sync(path: Path) -> None:
 
 def digest(path: Path) -> list[int]:
     """A file's size and CRC-32: enough to notice a torn or damaged one, fast enough for gigabytes."""
+    found = path.stat()
+    return [found.st_size, _checksum(path, found.st_ino, found.st_size, found.st_mtime_ns)]
+
+
+@lru_cache(maxsize=4096)
+def _checksum(path: Path, *version: int) -> int:
+    """A file's CRC-32, read once as long as its `version` is the same: a run looks at its checkpoints several times."""
     checksum = 0
     with path.open("rb") as file:
         while block := file.read(1 << 24):
             checksum = zlib.crc32(block, checksum)
-    return [path.stat().st_size, checksum]
+    return checksum

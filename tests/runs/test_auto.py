@@ -58,7 +58,8 @@ def refused(command, folder, *flags):
 SAME = {
     "the same": [],
     "written otherwise": ["--save_steps", 1, "--save_total_limit", 1, "--logging_steps", 1, "--overwrite_cache"],
-    "told to overwrite": ["--overwrite_output_dir"],
+    "with the flag to overwrite": ["--overwrite_output_dir"],
+    "spelt otherwise": ["--task_name", "QQP"],
 }
 
 
@@ -91,6 +92,14 @@ OTHERS = {
 def test_a_finished_run_with_other_arguments_is_refused(command, folder, flags, message):
     line = refused(command, folder, *flags)
     assert "holds a finished run, of which" in line and message in line and "--overwrite_output_dir starts anew" in line
+
+
+def test_an_overwriting_run_that_stops_early_leaves_nothing_finished(command, folder):
+    (folder / "null_odds_.json").touch()
+    flags = ["--overwrite_output_dir", "--learning_rate", 2e-3]
+    answer = run_script(*command, "--output_dir", folder, *flags, before=("hit", signal.SIGKILL, "encode_epoch", 1))
+    assert answer.code == -signal.SIGKILL
+    assert not {"result.json", "README.md", "model.safetensors", "null_odds_.json"} & {x.name for x in folder.iterdir()}
 
 
 def test_other_arguments_may_overwrite(command, folder):
