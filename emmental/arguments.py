@@ -13,7 +13,7 @@ from typing import ClassVar, NoReturn
 
 from emmental.data.batches import Plan
 from emmental.model.families import TYPES, is_masked
-from emmental.pruning.methods import METHODS, MIN_SHARE_KEPT
+from emmental.pruning.methods import METHODS
 from emmental.training.resume import check_empty, nothing_to_do
 from emmental.utils.errors import InputError, print_once
 from emmental.utils.launch import world_size
@@ -205,8 +205,6 @@ class PruningArguments:
         refuse(self.global_topk and name != "threshold", f"--global_topk needs --pruning_method threshold, not {name}")
         if (target := self.target_sparsity) is not None:
             refuse(not 0 < target < 1, f"--target_sparsity {target}: above 0 and below 1")
-            most, kept = 1 - MIN_SHARE_KEPT, f"{name} keeps at least {100 * MIN_SHARE_KEPT:g} % of every matrix"
-            refuse(target > most, f"--target_sparsity {target}: at most {most:g}, since {kept}")
             refuse(ranked, f"--target_sparsity: {name} fixes its sparsity by the threshold; use sigmoied_threshold")
             refuse(method.smooth, f"--target_sparsity: {name} has no threshold to calibrate; use sigmoied_threshold")
             edge = method.sigmoid and self.final_threshold in (0, 1)

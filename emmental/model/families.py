@@ -12,6 +12,10 @@ LAYER = r"\.layers?\.(\d+)\."  # in the name of a weight of the encoder, every f
 MASKED = "masked_"  # before a family's name: the model_type of its masked model
 
 
+HIDDEN, INTERMEDIATE = "hidden_size", "intermediate_size"
+BERT_MATRICES = (*4 * ((1, HIDDEN, HIDDEN),), (1, INTERMEDIATE, HIDDEN), (1, HIDDEN, INTERMEDIATE))
+
+
 @dataclass(frozen=True)
 class Family:
     """One family, by transformers' names; a module's name is its path in the model, or in the inner model.
@@ -36,6 +40,7 @@ class Family:
     first_tokens: str | None = "bert"  # a key of packing.FIRST_TOKENS: how a layer computes its first tokens alone
     # BERT's names for a layer's modules -> this family's, for load_sparse; None: it does not run such layers
     layer_names: dict[str, str] | None = field(default_factory=dict)
+    matrices: tuple[tuple[int, str, str], ...] = BERT_MATRICES  # of a layer: factor * one size by another
     sizes: dict[str, int] = field(default_factory=dict)  # in its config, and what they are where it says nothing
     renamed: dict[str, str] = field(default_factory=dict)  # BERT's name of a setting -> this family's
 
@@ -51,6 +56,11 @@ class Family:
     def size(self, config: dict, name: str) -> int:
         """A size by BERT's name for it, as the config has it, or else the default."""
         return config.get(self.key(name), self.sizes[self.key(name)])
+
+    def matrix_sizes(self, config: dict) -> list[int]:
+        """How many weights each masked matrix of a model has."""
+        layer = [factor * self.size(config, x) * self.size(config, y) for factor, x, y in self.matrices]
+        return layer * self.size(config, "num_hidden_layers")
 
 
 BERT_SIZES = {
@@ -129,6 +139,7 @@ FAMILIES = {
         span_head=("head", "drop", "classifier"),
         encoder="layers",
         feed_forward=None,  # gated: two neurons of its first matrix feed one of its second
+        matrices=((3, HIDDEN, HIDDEN), (1, HIDDEN, HIDDEN), (2, INTERMEDIATE, HIDDEN), (1, HIDDEN, INTERMEDIATE)),
         token_types=False,
         rotary=True,
         first_tokens=None,

@@ -4,6 +4,7 @@ These checks run before torch is imported, so that a wrong folder is answered in
 """
 
 import json
+import math
 import os
 import shlex
 import sys
@@ -14,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from emmental.model.families import FAMILIES, Family, check_family, family_of, full_type, is_masked
 from emmental.model.heads import CLASSIFIES, check_head, check_order, label_names
 from emmental.model.vocabulary import vocabulary
-from emmental.pruning.methods import METHODS
+from emmental.pruning.methods import METHODS, MIN_SHARE_KEPT, highest_sparsity
 from emmental.utils.errors import InputError
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -98,13 +99,16 @@ def check_model(name: str, flag: str, max_seq_length: int, model_type: str | Non
 
 
 def check_masks_defined(name: str, flag: str, config: dict) -> None:
-    """Refuses a masked model whose config lacks pruning_method or threshold."""
+    """Refuses a masked model whose config lacks pruning_method or a finite threshold."""
     if not is_masked(config["model_type"]):
         return
     has_method = "pruning_method" in config
     if not has_method or (config["pruning_method"] and config.get("threshold") is None):
         key = "threshold" if has_method else "pruning_method"
         raise InputError(f"{flag} {name}: its config has no {key}; fold it first: bertarize.py --{key} ...")
+    threshold = config.get("threshold")
+    if config["pruning_method"] and not (isinstance(threshold, int | float) and math.isfinite(threshold)):
+        raise InputError(f"{flag} {name}: its config's threshold is {threshold!r}, not a finite number")
 
 
 def check_student(
@@ -168,10 +172,21 @@ def check_models(args, labels: tuple[str, ...] | None) -> None:
     args.model_type = fitting_type(args.model_type, name, family_of(found))
     args.teacher_type = full_type(args.teacher_type, family_of(found))
     student = check_student(name, args.config_name, args.tokenizer_name, length, args.trains, labels)
+    if args.target_sparsity and is_masked(args.trains):
+        check_target(args.target_sparsity, args.config_name or name, student)
     if args.needs_teacher:
         check_teacher_exists(args, labels)
         teacher = args.teacher_name_or_path, args.teacher_type
         check_teacher(*teacher, name, student, args.tokenizer_name or name, length, labels)
+
+
+def check_target(target_sparsity: float, name: str, config: dict) -> None:
+    """Refuses a target that this model's matrices cannot reach, since some of each are always kept."""
+    most = highest_sparsity(FAMILIES[family_of(config["model_type"])].matrix_sizes(config))
+    if target_sparsity > most:
+        most = math.floor(most * 1e5) / 1e5
+        kept = f"of each of its matrices {MIN_SHARE_KEPT:.1%} and one weight more are kept"
+        raise InputError(f"--target_sparsity {target_sparsity}: at most {most} with {name}, since {kept}")
 
 
 def fitting_type(asked: str, name: str, family: str) -> str:

@@ -8,7 +8,7 @@ on to the scores unchanged, so that a score falls while its weight moves towards
 import numpy as np
 import torch
 
-from emmental.pruning.methods import METHODS, MIN_SHARE_KEPT, Method
+from emmental.pruning.methods import METHODS, Method, min_kept
 
 STRETCH = (-0.1, 1.1)  # the interval (gamma, zeta) of l0's hard concrete distribution
 BETA = 2 / 3  # its temperature
@@ -75,11 +75,6 @@ def _bisect(values: torch.Tensor, k: int) -> torch.Tensor:
         raised = torch.zeros_like(low) if bit == 31 else low + (1 << bit)
         low = torch.where((keys >= raised).sum() >= k, raised, low)
     return torch.where(low < 0, low ^ 0x7FFFFFFF, low).view(torch.float32).to(values.dtype)
-
-
-def min_kept(numel: int) -> int:
-    """How many weights of a matrix the threshold methods keep at least."""
-    return int(MIN_SHARE_KEPT * numel) + 1
 
 
 def threshold_input(scores: torch.Tensor, threshold: float, sigmoid: bool) -> torch.Tensor:

@@ -37,3 +37,13 @@ METHODS = {
     "magnitude": Method(scored=False, ranked=True),
     "l0": Method(smooth=True),
 }
+
+
+def min_kept(numel: int) -> int:
+    """How many weights of a matrix the threshold methods keep at least."""
+    return int(MIN_SHARE_KEPT * numel) + 1
+
+
+def highest_sparsity(sizes: list[int]) -> float:
+    """The largest share that the threshold methods can prune of matrices with so many weights."""
+    return 1 - sum(map(min_kept, sizes)) / sum(sizes)

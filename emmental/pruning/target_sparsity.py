@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from emmental.pruning.masked_linear import masked_linears
-from emmental.pruning.masks import SATURATED, min_kept, threshold_input, top_mask
-from emmental.pruning.methods import Method
+from emmental.pruning.masks import SATURATED, threshold_input, top_mask
+from emmental.pruning.methods import Method, min_kept
+from emmental.utils.errors import InputError
 
 SAMPLE = 1 << 18  # scores enough for a quantile
 
@@ -29,7 +30,10 @@ def score_at(threshold: float, method: Method) -> float:
 
 @torch.no_grad()
 def calibrated_threshold(model: nn.Module, target_sparsity: float) -> float:
-    """The threshold at which exactly a share 1 - `target_sparsity` of all scores remains, up to ties."""
+    """The threshold at which exactly a share 1 - `target_sparsity` of all scores remains, up to ties.
+
+    InputError where there is none: the target is beyond methods.highest_sparsity, or scores are NaN.
+    """
     linears = masked_linears(model).values()
     sigmoid = any(linear.method.sigmoid for linear in linears)
     threshold = 0.0
@@ -46,6 +50,8 @@ def calibrated_threshold(model: nn.Module, target_sparsity: float) -> float:
         threshold = float(np.partition(values, place)[place])
         if not sigmoid or threshold <= SATURATED:
             break
+    if not math.isfinite(threshold):
+        raise InputError(f"--target_sparsity {target_sparsity}: no threshold reaches it (it would be {threshold})")
     return threshold
 
 

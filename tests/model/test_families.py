@@ -93,6 +93,8 @@ def test_has_the_plain_models_weights_and_a_score_for_each_of_the_encoders(tmp_p
     layers = [name for name, x in plain.named_modules() if isinstance(x, nn.Linear) and ".layer" in name]
     assert [name.removesuffix(".mask_scores") for name in state if name.endswith("mask_scores")] == layers
     assert len(layers) == MATRICES[family] * model.config.num_hidden_layers
+    sizes = FAMILIES[family].matrix_sizes(json.loads((tmp_path / "config.json").read_text()))
+    assert sorted(sizes) == sorted(linear.weight.numel() for linear in masked_linears(model).values())
     for name in layers:
         scores = state[f"{name}.mask_scores"]
         assert scores.shape == state[f"{name}.weight"].shape and 0 < scores.abs().max() <= 1

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from emmental import MaskedLinear, set_threshold
+from emmental.model.families import FAMILIES
 from emmental.pruning.masked_linear import kept_weights
-from emmental.pruning.methods import METHODS
+from emmental.pruning.methods import METHODS, highest_sparsity
 from emmental.pruning.schedule import schedule_threshold
 from emmental.pruning.target_sparsity import LambdaController, calibrated_threshold, score_at
 from emmental.training.optimizer import lr_factor
@@ -98,6 +99,28 @@ def test_travel_before_the_ramp_does_not_count():
     assert state.get("travel", 0.0) == 0.0
 
 
+def test_calibration_has_no_threshold_beyond_the_minimum_kept():
+    """13 of 2,400 weights and 8 of 1,500 are kept in any case: up to there a threshold, beyond an error."""
+    model = two_matrices()
+    set_threshold(model, calibrated_threshold(model, 1 - 21 / 3900))
+    assert [kept_weights(linear) for linear in model] == [13, 8]
+    for target in (1 - 20 / 3900, 0.995, 0.9999):
+        with pytest.raises(InputError, match=f"--target_sparsity {target}: no threshold reaches it"):
+            calibrated_threshold(model, target)
+    with torch.no_grad():
+        model[0].mask_scores.fill_(torch.nan)
+    with pytest.raises(InputError, match="it would be nan"):
+        calibrated_threshold(model, 0.9)
+
+
+def test_the_highest_sparsity_of_bert_base():
+    """By hand: 2,950 of 589,824 weights four times a layer, 11,797 of 2,359,296 twice."""
+    layer = 4 * 2950 + 2 * 11797
+    sizes = FAMILIES["bert"].matrix_sizes({})
+    assert sum(sizes) == 84_934_656 and highest_sparsity(sizes) == pytest.approx(1 - 12 * layer / sum(sizes), abs=1e-12)
+    assert 0.99499 < highest_sparsity(sizes) < 0.995
+
+
 def test_calibration_counts_the_minimum_kept_of_each_matrix():
     model = two_matrices()
     with torch.no_grad():
@@ -150,7 +173,6 @@ def test_calibration_separates_scores_of_nearly_equal_sigmoids(low):
         ("--target_sparsity 1", "--target_sparsity 1.0"),
         ("--target_sparsity 0", "--target_sparsity 0.0"),
         ("--target_sparsity nan", "--target_sparsity nan"),
-        ("--target_sparsity 0.999", "keeps at least 0.5 % of every matrix"),
         ("--regularization null --final_lambda 0", "--regularization"),
     ],
 )

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from tiny import HARD, HEADERS, LIGHT, ROOT, TRAIN, VOCABULARY, launcher, run_script, succeed
+from tiny import HARD, HEADERS, LIGHT, ROOT, SOFT, TRAIN, VOCABULARY, launcher, run_script, succeed
 
 # --- Makers of bad files: each returns a function of the world and of a folder to write to, which returns a path
 
@@ -118,12 +118,14 @@ CAP = ["--use_contrastive_loss", "--teacher_name_or_path"]
 SHORT = ["--warmup_steps", 4, "--initial_warmup", 2, "--final_warmup", 3, "--num_train_epochs", 2]
 SWAPPED = {"id2label": {"0": "1", "1": "0"}}
 MASKED = {"model_type": "masked_bert", "pruning_method": "topK", "threshold": 0.1}
+INF = float("inf")  # json writes it as Infinity
 CONFIG_OF_MODEL = ["--config_name", there("model")]
 MASKED |= {"architectures": ["MaskedBertForSequenceClassification"]}
 ADDED = {"added_tokens": [{"content": "ho", "id": len(VOCABULARY)}]}
 ADDED["model"] = {"vocab": {word: number for number, word in enumerate(VOCABULARY)}}
 OVERWRITE = ["bertarize.py", "--model_name_or_path", teacher("qqp", config__json=MASKED)]
 OVERWRITE += ["--overwrite", "--target_model_path"]
+WIDE = {"hidden_size": 64, "intermediate_size": 128}
 EMPTY = (8).to_bytes(8, "little") + b"{}      "
 
 # --- The table: task, flags that go wrong, a part of the message
@@ -188,6 +190,14 @@ ROWS = {
         None,
         *(["masked_run_glue.py", "--do_train", "--eval_all_checkpoints", *NAMED],),
         "--eval_all_checkpoints needs --do_eval",
+    ),
+    "sparsity beyond what is kept in any case": (  # 6 of 1,024 weights four times a layer, 8 of 1,536 twice
+        *("qqp", [*SOFT, "--target_sparsity", 0.99442]),
+        "--target_sparsity 0.99442: at most 0.99441 with",
+    ),
+    "sparsity of a larger model": (
+        *("squad1", [*SOFT, "--target_sparsity", 0.995, "--config_name", model(config__json=WIDE)]),
+        "--target_sparsity 0.995: at most 0.99493 with",
     ),
     "batch": ("qqp", ["--per_gpu_train_batch_size", 0], "--per_gpu_train_batch_size 0: at least 1"),
     "seed": ("qqp", ["--seed", 2**64], f"--seed {2**64}"),
@@ -279,6 +289,10 @@ ROWS = {
     "evaluation without the masks": (
         *("qqp", ["--do_eval", "--model_name_or_path", teacher("qqp", config__json=MASKED), *CONFIG_OF_MODEL]),
         "its pruning_method is None, and",
+    ),
+    "evaluation at no threshold": (
+        *("qqp", ["--do_eval", "--model_name_or_path", teacher("qqp", config__json=MASKED | {"threshold": INF})]),
+        "its config's threshold is inf, not a finite number",
     ),
     "evaluation with other masks": (
         "qqp",

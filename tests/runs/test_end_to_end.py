@@ -274,6 +274,21 @@ def test_overwriting_leaves_nothing_of_the_earlier_run(world, tmp_path):
     succeed(*command, "--overwrite_output_dir", "--max_steps", 5, "--model_name_or_path", tmp_path)
 
 
+def test_the_highest_target_is_reached_and_no_file_holds_an_infinite_number(world, tmp_path):
+    """40 of 7,168 weights are kept in any case; what is refused beyond is in test_bad_input."""
+    target = ["--target_sparsity", 0.99441, "--evaluate_during_training", "--save_steps", 6]
+    succeed(*world.command("qqp"), *TRAIN, *SOFT, *target, "--output_dir", tmp_path)
+
+    def finite(word):
+        raise AssertionError(word)
+
+    for path in tmp_path.rglob("*.json*"):
+        for line in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:
+            json.loads(line, parse_constant=finite)
+    assert result(tmp_path)["remaining_weights"] == pytest.approx(100 * 40 / 7168)
+    succeed("counts_parameters.py", "--serialization_dir", tmp_path)
+
+
 def test_a_dense_model_ignores_what_is_for_pruning(world, tmp_path):
     """As `bash run_glue_soft_kd.sh --model_type bert` gives them: every such flag, by name, in one line."""
     command = [*world.command("qqp"), *TRAIN, "--model_type", "bert"]
