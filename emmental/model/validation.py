@@ -42,7 +42,7 @@ def read_config(name: str, flag: str) -> dict:
 
     try:
         path = hf_hub_download(name, "config.json")
-    except Exception as error:  # whatever keeps it from us, the user wants to hear that neither place has it
+    except Exception as error:  # whatever the reason: neither place has it
         reason = f"{type(error).__name__}: {error}".split("\n")[0][:200]
         raise InputError(f"{flag} {name}: no such folder here, and not to be had from the Hub ({reason})") from None
     return _read_json(Path(path), f"{flag} {name}: no config.json")
@@ -141,7 +141,7 @@ def check_student(
     folder, flag = (tokenizer_name, "--tokenizer_name") if tokenizer_name else (name, "--model_name_or_path")
     found = any(os.path.isfile(os.path.join(folder, file)) for file in TOKENIZERS)
     if not found and (os.path.exists(folder) or folder.startswith((".", "/", "~"))):
-        raise InputError(f"{flag} {folder}: no tokenizer, it has neither {' nor '.join(TOKENIZERS)}")
+        raise InputError(f"{flag} {folder}: no tokenizer, it has none of {', '.join(TOKENIZERS)}")
     tokens, embedded = 1 + max((vocabulary(folder) or {"": 0}).values()), family.size(config, "vocab_size")
     if tokens > embedded:
         raise InputError(f"{flag} {folder}: its tokenizer has {tokens} tokens, and {config_name or name} {embedded}")

@@ -177,18 +177,19 @@ def really(script: str, folder: Path, **variables: str) -> str:
     return line
 
 
+@pytest.mark.parametrize("path", ["teacher/none", "./no teacher", "/no/where", "../none"])
 @pytest.mark.parametrize("script", OWN)
-def test_a_missing_teacher_is_answered_with_the_command_that_trains_it(world, tmp_path, script):
+def test_a_missing_teacher_is_answered_with_the_command_that_trains_it(world, tmp_path, script, path):
     """Pasted into a shell, that command is the very one, also where names hold spaces."""
     model, data = tmp_path / "a  model", tmp_path / "the data"
     model.symlink_to(world.model)
-    line = really(script, tmp_path, MODEL="a  model", DATA_DIR=str(data), TEACHER_PATH="./no teacher", TASK="mrpc")
-    assert "--teacher_name_or_path ./no teacher: no such folder" in line
+    line = really(script, tmp_path, MODEL="a  model", DATA_DIR=str(data), TEACHER_PATH=path, TASK="mrpc")
+    assert f"--teacher_name_or_path {path}: no such folder" in line
     advice = line[line.index("python ") :]
     pasted = shlex.split(advice)
     assert Path(pasted[1]) == ROOT / f"masked_{script[: script.index('_', 4)]}.py"
     given = flags(pasted[1:])
-    assert (given["--model_type"], given["--output_dir"]) == ("bert", "./no teacher")
+    assert (given["--model_type"], given["--output_dir"]) == ("bert", path)
     assert (given["--model_name_or_path"], given["--data_dir"]) == ("a  model", str(data))
     assert given.get("--task_name") == ("mrpc" if script in GLUE else None)
     assert (given["--max_seq_length"], given["--do_lower_case"]) == ("64", "")
