@@ -14,13 +14,17 @@ from pathlib import Path
 from emmental.utils.errors import InputError, print_once
 
 FILE = ".lock"
+HELD: dict[Path, int] = {}  # folder -> the process of this program that holds it; a forked child holds nothing
 
 
 def lock_folder(folder: Path, flag: str) -> None:
     """Makes this process the only one to write to `folder`, which is made if need be, until it ends.
 
-    InputError names the process that holds the lock already; `flag` is the one that named the folder.
+    InputError names the process that holds the lock already; `flag` is the one that named the folder. A process may
+    run scripts one after the other: what it has locked stays its own.
     """
+    if HELD.get(folder.resolve()) == os.getpid():
+        return
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     while True:
         try:
@@ -41,6 +45,7 @@ def lock_folder(folder: Path, flag: str) -> None:
         if os.fstat(handle).st_nlink:
             break
         os.close(handle)  # it was removed at its holder's end, between our opening it and locking it
+    HELD[folder.resolve()] = os.getpid()
     atexit.register(_unlock, folder, made, os.getpid())
     try:
         os.ftruncate(handle, 0)

@@ -119,6 +119,16 @@ def test_a_child_does_not_outlive_the_lock(tmp_path):
         assert ran.stdout == "held\n", ran.stderr
 
 
+def test_a_process_may_lock_twice(tmp_path):
+    """As one does that runs two scripts, one after the other; a child that it forks may not."""
+    rest = "other = Path(sys.argv[1]) / '..' / Path(sys.argv[1]).name\n"
+    rest += "lock_folder(other, '--output_dir')\n"
+    rest += "import os\nif not os.fork():\n    lock_folder(other, '--output_dir')\n    print('twice')\nos.wait()"
+    program = HOLD.format(rest=rest)
+    ran = subprocess.run([sys.executable, "-c", program, tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert ran.stdout == "held\n" and "in use by process" in ran.stderr
+
+
 def test_a_folder_that_cannot_be_locked_is_used_all_the_same(command, tmp_path):
     shutil.rmtree(tmp_path)
     ran = run_script(*command, "--output_dir", tmp_path, before=("no_locks",))
