@@ -28,7 +28,7 @@ from emmental.training.evaluation import Evaluate
 from emmental.training.logs import Losses
 from emmental.training.loop import Progress
 from emmental.training.objective import Objective
-from emmental.training.optimizer import Optimizer
+from emmental.training.optimizer import MAX_SKIPPED, Optimizer
 from emmental.utils.precision import Precision
 
 
@@ -103,7 +103,8 @@ def initial_state(
     # as released snapshots are encoded with dropout on, the pre-trained model and the teacher with dropout off (D8)
     dropout = {"snapshots": args.snapshot_mode == "train"}
     banks = {name: Bank(folder, precision.device, dtype, dropout.get(name, False)) for name in names}
-    return checkpoint.TrainingState(model, optimizer, masks, Progress(), Losses(), banks, fingerprint, precision.device)
+    losses = Losses(MAX_SKIPPED if precision.dtype == torch.float16 else 0)
+    return checkpoint.TrainingState(model, optimizer, masks, Progress(), losses, banks, fingerprint, precision.device)
 
 
 def build_mask_schedule(

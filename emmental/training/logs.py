@@ -20,24 +20,33 @@ from emmental.utils.files import atomic_write, write_errors
 
 
 class Losses:
-    """The parts of the loss, step by step, since the last log line; read from the device only when asked for."""
+    """The parts of the loss, step by step, since the last log line; read from the device only when asked for.
 
-    def __init__(self):
+    Up to `tolerated` steps in a row may have a part that is NaN or infinite, and do not count: with float16 the scaler
+    skips such a step and halves its scale.
+    """
+
+    def __init__(self, tolerated: int = 0):
         self.sums: dict[str, list] = {}  # of every part and of the total: the sum, and over how many steps
         self.fresh: list[dict[str, torch.Tensor]] = []
+        self.tolerated, self.skipped = tolerated, 0  # the latter: steps in a row
 
     def add(self, parts: dict[str, torch.Tensor]) -> None:
         self.fresh.append(parts)
 
     def read(self, step: int) -> dict[str, list]:
-        """Their sums, with one wait for the device; InputError where one, up to `step`, is NaN or infinite."""
+        """Their sums, with one wait for the device; InputError where too many, up to `step`, are NaN or infinite."""
         fresh, self.fresh = self.fresh, []
         values = iter(torch.stack([x.float() for parts in fresh for x in parts.values()]).tolist() if fresh else ())
         for at, parts in enumerate(fresh, step - len(fresh) + 1):
             numbers = {name: next(values) for name in parts}
-            for name, value in {"total": sum(numbers.values()), **numbers}.items():
-                if not math.isfinite(value) and name in numbers:
-                    raise InputError(f"step {at}: the loss's part '{name}' is {value}; earlier checkpoints are kept")
+            spoilt = [name for name, value in numbers.items() if not math.isfinite(value)]
+            self.skipped = self.skipped + 1 if spoilt else 0
+            if self.skipped > self.tolerated:
+                wrong = f"the loss's part '{spoilt[0]}' is {numbers[spoilt[0]]}"
+                wrong += f", and {self.tolerated} steps before it were no better" if self.tolerated else ""
+                raise InputError(f"step {at}: {wrong}; earlier checkpoints are kept")
+            for name, value in {} if spoilt else {"total": sum(numbers.values()), **numbers}.items():
                 total, count = self.sums.get(name, (0.0, 0))
                 self.sums[name] = [total + value, count + 1]
         return self.sums

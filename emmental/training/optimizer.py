@@ -5,11 +5,15 @@ Movement pruning trains weights and mask scores side by side, each with a peak l
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
+from emmental.utils.transfers import start_to_host
+
 BETAS = (0.9, 0.999)
+MAX_SKIPPED = 20  # steps in a row that float16 may skip: its scale, 2^16 at first, has then come down to 2^-4
 
 
 def lr_factor(step: int, warmup_steps: int, total_steps: int) -> float:
@@ -64,11 +68,22 @@ class Optimizer:
         )
         device = next(model.parameters()).device
         self.scaler = torch.amp.GradScaler(device.type, enabled=scale_loss)
+        self.counted: Callable[[], list[torch.Tensor]] | None = (
+            None  # with float16, Adam's count on its way to the host
+        )
 
     def learning_rates(self, step: int) -> dict[str, float]:
         """The learning rates of weights and scores at optimizer step `step` from 0."""
         factor = lr_factor(step, self.warmup_steps, self.total_steps)
         return {name: factor * peak for name, peak in self.peaks.items()}
+
+    def updates(self, step: int) -> int:
+        """How often Adam has moved weights before optimizer step `step`: with float16 the scaler skips some steps."""
+        if not self.scaler.is_enabled():
+            return step
+        if self.counted:  # copied at the end of the step before, which is done while this one's work is queued
+            return int(self.counted()[0])
+        return max((int(state["step"]) for state in self.adamw.state.values()), default=0)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Adds the gradients of `loss`, scaled with float16."""
@@ -79,15 +94,17 @@ class Optimizer:
 
         as released (transformers' former AdamW, D11) epsilon is outside the bias correction, which torch's AdamW
         gives when its own is divided by sqrt(1 - beta2^t), and decay acts on the updated weights (with float16 also in
-        the first few steps, which the scaler skips).
+        the first few steps, which the scaler skips; t does not count those).
         """
-        factor = lr_factor(step, self.warmup_steps, self.total_steps)
+        factor, updates = lr_factor(step, self.warmup_steps, self.total_steps), self.updates(step)
         self.scaler.unscale_(self.adamw)
         grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
         for group in self.adamw.param_groups:
             group["lr"] = group["peak"] * factor
-            group["eps"] = self.epsilon / math.sqrt(1 - BETAS[1] ** (step + 1))
+            group["eps"] = self.epsilon / math.sqrt(1 - BETAS[1] ** (updates + 1))
         self.scaler.step(self.adamw)
+        if self.scaler.is_enabled():
+            self.counted = start_to_host([next(iter(self.adamw.state.values()))["step"]])
         for group in self.adamw.param_groups:
             if group["decay"]:
                 torch._foreach_mul_([p.data for p in group["params"]], 1 - group["lr"] * group["decay"])
