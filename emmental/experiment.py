@@ -30,7 +30,7 @@ from emmental.training.evaluation import Evaluate, evaluate_checkpoints, log_eva
 from emmental.training.logs import Log
 from emmental.training.loop import StepResult, train
 from emmental.training.objective import Classifications
-from emmental.training.resume import ARGUMENTS, RESULT, check_arguments, find_start, read_state
+from emmental.training.resume import ARGUMENTS, RESULT, check_arguments, evaluation_folder, find_start, read_state
 from emmental.utils import distributed
 from emmental.utils.errors import InputError, print_once
 from emmental.utils.files import write_errors, write_json
@@ -41,23 +41,24 @@ from emmental.utils.precision import Precision
 def run(args: CommonArguments, task: Task, tokenizer, precision: Precision) -> None:
     """Trains and evaluates, as the flags say, and leaves the results in output_dir."""
     started, output_dir = time.time(), Path(args.output_dir)
+    folder = output_dir if args.do_train else evaluation_folder(output_dir)
     if args.do_train:
         model, results = train_and_save(args, task, tokenizer, precision)
     else:
         model = load_student(args, task, precision)
-        results = task.evaluate(model, output_dir)
+        results = task.evaluate(model, folder)
     if model.config.pruning_method is not None:
         counted = count(model)
         results |= {"remaining_weights": counted.remaining, "remaining_weights_released": counted.remaining_released}
     if args.eval_all_checkpoints and args.do_eval:
         as_saved = {} if args.masked else {"pruning_method": None}
         results["checkpoints"] = evaluate_checkpoints(
-            output_dir, lambda folder: load(args, task, str(folder), precision, **as_saved), task.evaluate
+            output_dir, folder, lambda name: load(args, task, str(name), precision, **as_saved), task.evaluate
         )
     if distributed.rank() == 0:
         if args.do_train:
             write_card(output_dir, sys.argv, asdict(args), results, task.rows)
-        write_results({**results, "seconds": time.time() - started}, output_dir)
+        write_results({**results, "seconds": time.time() - started}, folder)
 
 
 def prepare(args: CommonArguments) -> Precision:

@@ -23,7 +23,7 @@ from emmental.pruning.schedule import MaskSchedule
 from emmental.training.logs import Losses
 from emmental.training.loop import Progress
 from emmental.training.optimizer import Optimizer
-from emmental.training.resume import PASSED_OVER, RESULT, STATE, read_state, step_of
+from emmental.training.resume import EVALUATION, PASSED_OVER, RESULT, STATE, read_state, step_of
 from emmental.utils import distributed
 from emmental.utils.errors import InputError
 from emmental.utils.files import digest, sync
@@ -172,7 +172,7 @@ def clear(output_dir: Path, resumed: bool) -> None:
         if folder.name.endswith(".partial") or (not resumed and (folder / STATE).is_file()):
             shutil.rmtree(folder)
     if not resumed:
-        for name in ("banks", "tensorboard"):
+        for name in ("banks", "tensorboard", *([EVALUATION] if (output_dir / EVALUATION / RESULT).exists() else [])):
             shutil.rmtree(output_dir / name, ignore_errors=True)
         answers = ("predictions_.json", "nbest_predictions_.json", "null_odds_.json")
         for name in (RESULT, "eval_results.txt", "model.safetensors", "README.md", *answers):

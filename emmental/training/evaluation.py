@@ -33,21 +33,25 @@ def log_evaluation(log: Log, step: int, model: MaskedModel, results: dict[str, f
 
 
 def evaluate_checkpoints(
-    output_dir: Path, load: Callable[[Path], MaskedModel], evaluate: Evaluate
+    output_dir: Path, files: Path, load: Callable[[Path], MaskedModel], evaluate: Evaluate
 ) -> dict[str, dict[str, float]]:
-    """The results of every complete checkpoint of `output_dir`, by its step; `load` loads the model of a folder."""
+    """The results of every complete checkpoint of `output_dir`, by its step; `load` loads the model of a folder.
+
+    What an evaluation writes goes to a folder of the checkpoint's name in `files`.
+    """
     folders = reversed(list(resume.complete(output_dir)))
-    return {str(resume.read_state(folder)["step"]): evaluate(load(folder), folder) for folder in folders}
+    return {str(resume.read_state(folder)["step"]): evaluate(load(folder), files / folder.name) for folder in folders}
 
 
-def write_results(results: dict, output_dir: Path) -> None:
+def write_results(results: dict, folder: Path) -> None:
     """Leaves eval_results.txt for people and result.json for programs, and prints the former.
 
     result.json comes last: where it is, a run is finished.
     """
+    folder.mkdir(exist_ok=True)
     lines = [f"{name} = {value:.6g}" for name, value in results.items() if isinstance(value, int | float)]
     lines += [f"step {step}: {values}" for step, values in results.get("checkpoints", {}).items()]
-    (output_dir / "eval_results.txt").write_text("\n".join(lines) + "\n")
-    write_json(results, output_dir / resume.RESULT)
+    (folder / "eval_results.txt").write_text("\n".join(lines) + "\n")
+    write_json(results, folder / resume.RESULT)
     print("\n".join(lines))
-    print(f"results in {output_dir / resume.RESULT}")
+    print(f"results in {folder / resume.RESULT}")

@@ -18,6 +18,7 @@ from emmental.utils.files import digest
 from emmental.utils.lock import FILE as LOCK
 
 ARGUMENTS, RESULT, STATE = "arguments.json", "result.json", "state.json"
+EVALUATION = "evaluation"  # the folder of an evaluation alone, beside what a training run left
 PASSED_OVER = ".passed-over"  # after the name of a checkpoint that could not be used, and was written again
 UNUSED = (".partial", PASSED_OVER)
 
@@ -40,6 +41,12 @@ class Start:
 def contents(folder: Path) -> set[str]:
     """The names in a folder, without the lock's; none where there is no folder."""
     return {path.name for path in folder.iterdir()} - {LOCK} if folder.is_dir() else set()
+
+
+def evaluation_folder(output_dir: Path) -> Path:
+    """Where an evaluation alone leaves its files: beside a model or a training run, of which it replaces nothing."""
+    trained = contents(output_dir) & {ARGUMENTS, *WEIGHTS} or _checkpoints(output_dir)
+    return output_dir / EVALUATION if trained else output_dir
 
 
 def check_empty(output_dir: Path) -> None:

@@ -274,6 +274,29 @@ def test_overwriting_leaves_nothing_of_the_earlier_run(world, tmp_path):
     succeed(*command, "--overwrite_output_dir", "--max_steps", 5, "--model_name_or_path", tmp_path)
 
 
+@pytest.mark.parametrize("task", ["qqp", "squad1"])
+def test_an_evaluation_replaces_nothing_of_a_training_run(world, tmp_path, task):
+    """Into its own folder, on other data: its figures come beside; a second one replaces those of the first."""
+    folder, data = tmp_path / "run", shutil.copytree(world.data(task), tmp_path / "data")
+    flags = [*TRAIN, *SOFT, "--target_sparsity", 0.9, "--eval_all_checkpoints"]
+    succeed(*world.command(task), *flags, "--output_dir", folder)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+    assert {"target_sparsity", "remaining_weights_before_calibration", "checkpoints"} <= set(result(folder))
+    command = [*world.command(task, folder), "--do_eval", "--output_dir", folder, "--eval_all_checkpoints"]
+    if task == "qqp":
+        (data / "dev.tsv").write_text("\n".join((data / "dev.tsv").read_text().splitlines()[:9]) + "\n")
+    for files, same in ((world.data(task), True), (data, task != "qqp")):
+        ran = succeed(*command, "--data_dir", files)
+        found = result(folder / "evaluation")
+        assert f"results in {folder / 'evaluation' / 'result.json'}\n" in ran.out
+        assert found.keys() == result(folder).keys() - {"target_sparsity", "remaining_weights_before_calibration"}
+        assert (found == {name: result(folder)[name] for name in found}) == same
+    assert (folder / "evaluation" / "predictions_.json").exists() == (task == "squad1")
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
+    succeed(*world.command(task), *flags, "--overwrite_output_dir", "--output_dir", folder)
+    assert not (folder / "evaluation").exists()
+
+
 def test_the_highest_target_is_reached_and_no_file_holds_an_infinite_number(world, tmp_path):
     """40 of 7,168 weights are kept in any case; what is refused beyond is in test_bad_input."""
     target = ["--target_sparsity", 0.99441, "--evaluate_during_training", "--save_steps", 6]
