@@ -75,7 +75,8 @@ class Launcher:
     """A process that has imported `modules`."""
 
     def __init__(self, *modules: str):
-        environ = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+        paths = f"{ROOT}:{ROOT / 'tests' / 'cuda'}"
+        environ = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         command = [sys.executable, __file__, *modules]
         self.process = subprocess.Popen(command, env=environ, cwd=ROOT, text=True, **pipes)
@@ -85,7 +86,7 @@ class Launcher:
         return int(self.process.stdout.readline())
 
     def start(self, script: str, *flags, environ: dict[str, str] | None = None, before: tuple = ()) -> Running:
-        """Starts a script; `before` names a function of this module, and its arguments, to be called in the child."""
+        """Starts a script; `before`: a function of this module or module.function, and arguments, called in the child."""
         folder = tempfile.TemporaryDirectory()
         request = {"script": script, "flags": [str(flag) for flag in flags], "environ": environ or {}, "before": before}
         return Running(self, self.ask(request | {"folder": folder.name}), folder)
@@ -140,7 +141,8 @@ def child(script: str, flags: list[str], environ: dict[str, str], before: list, 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
     if before:
         name, *arguments = before
-        globals()[name](*arguments)
+        module, _, function = name.rpartition(".")
+        getattr(importlib.import_module(module or __name__), function)(*arguments)
     code = 0
     try:
         runpy.run_path(str(ROOT / script), run_name="__main__")
