@@ -86,7 +86,7 @@ class Launcher:
         return int(self.process.stdout.readline())
 
     def start(self, script: str, *flags, environ: dict[str, str] | None = None, before: tuple = ()) -> Running:
-        """Starts a script; `before`: a function of this module or module.function, and arguments, called in the child."""
+        """Starts a script; `before`: a function of this module or module.function, and arguments, for the child."""
         folder = tempfile.TemporaryDirectory()
         request = {"script": script, "flags": [str(flag) for flag in flags], "environ": environ or {}, "before": before}
         return Running(self, self.ask(request | {"folder": folder.name}), folder)

@@ -68,9 +68,8 @@ class Optimizer:
         )
         device = next(model.parameters()).device
         self.scaler = torch.amp.GradScaler(device.type, enabled=scale_loss)
-        self.counted: Callable[[], list[torch.Tensor]] | None = (
-            None  # with float16, Adam's count on its way to the host
-        )
+        # with float16, Adam's count on its way to the host
+        self.counted: Callable[[], list[torch.Tensor]] | None = None
 
     def learning_rates(self, step: int) -> dict[str, float]:
         """The learning rates of weights and scores at optimizer step `step` from 0."""
@@ -83,7 +82,8 @@ class Optimizer:
             return step
         if self.counted:  # copied at the end of the step before, which is done while this one's work is queued
             return int(self.counted()[0])
-        return max((int(state["step"]) for state in self.adamw.state.values()), default=0)
+        steps = [state["step"] for state in self.adamw.state.values()]
+        return int(torch.stack(steps).max()) if steps else 0
 
     def backward(self, loss: torch.Tensor) -> None:
         """Adds the gradients of `loss`, scaled with float16."""
