@@ -7,7 +7,7 @@ from pathlib import Path
 
 from emmental.arguments import GlueArguments, parse
 from emmental.data import glue
-from emmental.model.validation import check_models
+from emmental.model.suitability import check_models
 from emmental.utils.errors import InputError, print_once, run
 
 

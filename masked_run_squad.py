@@ -7,7 +7,7 @@ from pathlib import Path
 
 from emmental.arguments import SquadArguments, parse
 from emmental.data import squad, squad_metrics
-from emmental.model.validation import check_models
+from emmental.model.suitability import check_models
 from emmental.utils.errors import print_once, run
 
 

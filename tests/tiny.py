@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LIGHT = (
     "emmental.arguments",
-    "emmental.model.validation",
+    "emmental.model.suitability",
     "emmental.data.glue",
     "emmental.data.squad",
     "emmental.data.squad_metrics",
