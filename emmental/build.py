@@ -29,6 +29,7 @@ from emmental.training.logs import Losses
 from emmental.training.loop import Progress
 from emmental.training.objective import Objective
 from emmental.training.optimizer import MAX_SKIPPED, Optimizer
+from emmental.utils.errors import print_once
 from emmental.utils.precision import Precision
 
 
@@ -98,6 +99,9 @@ def initial_state(
         scale_loss=precision.dtype == torch.float16,
     )
     masks = build_mask_schedule(args, task, plan, warmup_steps, optimizer) if args.masked else None
+    rows = len(task.examples)
+    if args.banks and args.extra_examples > rows:
+        print_once(f"--extra_examples {args.extra_examples}: the training set has {rows}, all of which are used")
     names = [*args.banks] + (["finetuned"] if args.needs_teacher and "finetuned" not in args.banks else [])
     folder, dtype = Path(args.output_dir) / "banks", getattr(torch, args.bank_dtype)
     # as released snapshots are encoded with dropout on, the pre-trained model and the teacher with dropout off (D8)

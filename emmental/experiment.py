@@ -30,9 +30,17 @@ from emmental.training.evaluation import Evaluate, evaluate_checkpoints, log_eva
 from emmental.training.logs import Log
 from emmental.training.loop import StepResult, train
 from emmental.training.objective import Classifications
-from emmental.training.resume import ARGUMENTS, RESULT, check_arguments, evaluation_folder, find_start, read_state
+from emmental.training.resume import (
+    ARGUMENTS,
+    RESULT,
+    Start,
+    check_arguments,
+    evaluation_folder,
+    find_start,
+    read_state,
+)
 from emmental.utils import distributed
-from emmental.utils.errors import InputError, print_once
+from emmental.utils.errors import InputError
 from emmental.utils.files import write_errors, write_json
 from emmental.utils.lock import lock_folder
 from emmental.utils.precision import Precision
@@ -79,16 +87,9 @@ def train_and_save(
     """Trains the student and saves it; returns it, and what training and the evaluation after it have to report."""
     output_dir, main = Path(args.output_dir), distributed.rank() == 0
     plan = args.plan(len(task.examples))
-    if args.banks and args.extra_examples > len(task.examples):
-        print_once(
-            f"--extra_examples {args.extra_examples}: the training set has {len(task.examples)}, all of which are used"
-        )
     fingerprint = resume_fingerprint(args, plan, task.examples)
-    start = distributed.from_main(
-        lambda: find_start(args.resume_from_checkpoint, output_dir, args.record, args.overwrite_output_dir)
-    )
-    if resumed := start.checkpoint:
-        check_arguments(resumed, fingerprint)
+    start = decide_start(args, fingerprint)
+    resumed = start.checkpoint
     model = load_student(args, task, precision)
     teacher = load_teacher(args, task, precision) if args.needs_teacher and not resumed else None
     torch.manual_seed(args.seed + distributed.rank())  # every process has its own dropout
@@ -129,6 +130,15 @@ def train_and_save(
         log_evaluation(log, state.progress.step, model, results)
     log.close()
     return model, results
+
+
+def decide_start(args: CommonArguments, fingerprint: dict) -> Start:
+    """From where the run starts, as process 0 finds it."""
+    which, overwrite = args.resume_from_checkpoint, args.overwrite_output_dir
+    start = distributed.from_main(lambda: find_start(which, Path(args.output_dir), args.record, overwrite))
+    if start.checkpoint:
+        check_arguments(start.checkpoint, fingerprint)
+    return start
 
 
 def save_model(model: MaskedModel, tokenizer, folder: Path) -> None:
