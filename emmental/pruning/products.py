@@ -1,6 +1,6 @@
 """All masked weights of an encoder by a few calls, where one call per matrix would launch hundreds of small kernels.
 
-A device that computes a matrix faster than it is told to would wait for the launches: in a step of BERT-base, 72
+A device that computes a matrix faster than a kernel is launched would wait for the launches: in a step of BERT-base, 72
 products and their 144 gradients, and under autocast as many casts again.
 """
 

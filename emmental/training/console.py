@@ -16,7 +16,7 @@ def bars(plan: Plan, done: int):
     """Progress of epochs and steps; yields a function of a finished step and of the values shown with it."""
     quiet = distributed.rank() > 0
     per_epoch, epochs = plan.steps_per_epoch, -(-plan.total_steps // plan.steps_per_epoch)
-    lines = not sys.stderr.isatty()  # where steps are told as lines, epochs need none of their own
+    lines = not sys.stderr.isatty()  # steps are printed as lines then; epochs need none of their own
     with (
         progress(epochs, "epochs", "epoch", initial=done // per_epoch, quiet=quiet or lines) as outer,
         progress(plan.total_steps, "steps", "step", initial=done, quiet=quiet) as inner,

@@ -17,20 +17,20 @@ class Lines:
     def __init__(self, total: int, desc: str, initial: int, leave: bool):
         self.total, self.title, self.leave = total, desc, leave
         self.done = self.initial = initial
-        self.begun = self.told = time.monotonic()
+        self.begun = self.printed = time.monotonic()
         self.values: dict[str, str] = {}
 
     def update(self, count: int = 1) -> None:
         self.done += count
-        if time.monotonic() - self.told >= INTERVAL:
+        if time.monotonic() - self.printed >= INTERVAL:
             self.tell()
 
     def set_postfix(self, values: dict[str, str]) -> None:
         self.values = values
 
     def tell(self) -> None:
-        self.told = time.monotonic()
-        rate = (self.done - self.initial) / max(self.told - self.begun, 1e-9)
+        self.printed = time.monotonic()
+        rate = (self.done - self.initial) / max(self.printed - self.begun, 1e-9)
         left = tqdm.format_interval((self.total - self.done) / rate) if rate else "?"
         values = "".join(f", {name} {value}" for name, value in self.values.items())
         print(f"{self.title}: {self.done}/{self.total}, {rate:.3g}/s, {left} left{values}", file=sys.stderr, flush=True)

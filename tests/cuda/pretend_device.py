@@ -1,4 +1,4 @@
-"""A pretend CUDA device: tensors say cuda:0, hold host memory, refuse to mix with the CPU's; the host's waits are told.
+"""A pretend CUDA device: tensors say cuda:0, hold host memory and refuse to mix with the CPU's; waits are recorded.
 
 device.cpp is the device. This module compiles and loads it, which has to happen before torch is asked for a device;
 afterwards the scripts run on it as they are. It does not show time, memory, streams, NCCL, or what real kernels round.
