@@ -99,7 +99,7 @@ def initial_state(
         scale_loss=precision.dtype == torch.float16,
     )
     masks = build_mask_schedule(args, task, plan, warmup_steps, optimizer) if args.masked else None
-    rows = len(task.examples)
+    rows = plan.examples
     if args.banks and args.extra_examples > rows:
         print_once(f"--extra_examples {args.extra_examples}: the training set has {rows}, all of which are used")
     names = [*args.banks] + (["finetuned"] if args.needs_teacher and "finetuned" not in args.banks else [])
