@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from emmental.arguments import CommonArguments
-from emmental.contrast.bank import Bank
+from emmental.contrast.bank import Bank, Room
 from emmental.data.batches import Plan
 from emmental.data.examples import Examples
 from emmental.model import loading
@@ -83,9 +83,18 @@ def saved_config(name: str) -> dict:
 
 
 def initial_state(
-    args: CommonArguments, task: Task, model: MaskedModel, plan: Plan, fingerprint: dict, precision: Precision
+    args: CommonArguments,
+    task: Task,
+    model: MaskedModel,
+    plan: Plan,
+    fingerprint: dict,
+    precision: Precision,
+    columns_on_device: int,
 ) -> checkpoint.TrainingState:
-    """A run's state at its start: the three objects of a step, and the empty banks."""
+    """A run's state at its start: the three objects of a step, and the empty banks.
+
+    `columns_on_device`: how many columns of those that are contrasted with go on the device.
+    """
     warmup_steps = plan.warmup_steps(args.warmup_steps, args.warmup_epochs)
     optimizer = Optimizer(
         model,
@@ -103,10 +112,13 @@ def initial_state(
     if args.banks and args.extra_examples > rows:
         print_once(f"--extra_examples {args.extra_examples}: the training set has {rows}, all of which are used")
     names = [*args.banks] + (["finetuned"] if args.needs_teacher and "finetuned" not in args.banks else [])
-    folder, dtype = Path(args.output_dir) / "banks", getattr(torch, args.bank_dtype)
+    folder, dtype, room = Path(args.output_dir) / "banks", getattr(torch, args.bank_dtype), Room(columns_on_device)
     # as released snapshots are encoded with dropout on, the pre-trained model and the teacher with dropout off (D8)
     dropout = {"snapshots": args.snapshot_mode == "train"}
-    banks = {name: Bank(folder, precision.device, dtype, dropout.get(name, False)) for name in names}
+    banks = {
+        name: Bank(folder, precision.device, dtype, dropout.get(name, False), room if name in args.banks else None)
+        for name in names
+    }
     losses = Losses(MAX_SKIPPED if precision.dtype == torch.float16 else 0)
     return checkpoint.TrainingState(model, optimizer, masks, Progress(), losses, banks, fingerprint, precision.device)
 

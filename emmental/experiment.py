@@ -29,6 +29,7 @@ from emmental.training.console import Stop, bars
 from emmental.training.evaluation import Evaluate, evaluate_checkpoints, log_evaluation, scalars, write_results
 from emmental.training.logs import Log
 from emmental.training.loop import StepResult, train
+from emmental.training.memory import plan_memory
 from emmental.training.objective import Classifications
 from emmental.training.resume import (
     ARGUMENTS,
@@ -40,7 +41,7 @@ from emmental.training.resume import (
     read_state,
 )
 from emmental.utils import distributed
-from emmental.utils.errors import InputError
+from emmental.utils.errors import InputError, print_once
 from emmental.utils.files import write_errors, write_json
 from emmental.utils.lock import lock_folder
 from emmental.utils.precision import Precision
@@ -91,13 +92,15 @@ def train_and_save(
     start = decide_start(args, fingerprint)
     resumed = start.checkpoint
     model = load_student(args, task, precision)
+    memory = plan_memory(model, task.examples, plan, args.banks, getattr(torch, args.bank_dtype), precision.device)
+    print_once("\n".join(memory.lines()))
     teacher = load_teacher(args, task, precision) if args.needs_teacher and not resumed else None
     torch.manual_seed(args.seed + distributed.rank())  # every process has its own dropout
     distributed.wait()  # every process has read its models, which may be in output_dir
     if main:
         checkpoint.clear(output_dir, resumed is not None)
         write_json(args.record, output_dir / ARGUMENTS)
-    state = initial_state(args, task, model, plan, fingerprint, precision)
+    state = initial_state(args, task, model, plan, fingerprint, precision, memory.on_device)
     teacher_logits = fill_teacher_bank(args, state, teacher, task.examples, precision, resumed)
     del teacher  # its bank and its logits are all that training needs
     state.passed_over = set(start.passed_over)

@@ -37,15 +37,29 @@ def sample(examples: int, count: int, seed: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(seed).choice(examples, min(count, examples), replace=False, shuffle=False)
 
 
+@dataclass
+class Room:
+    """How many more columns go on the device; those of all banks come in one order, in a resumed run as well."""
+
+    columns: int
+
+
 class Bank:
     """L2-normalised representations: R columns of (examples, hidden), and the files in `folder` that hold them.
 
-    A column is on `device` if it leaves half of the free memory there, else in host memory. `dropout` says whether
+    A column is on `device` if there is `room` for it, else in host memory (None: all of them). `dropout` says whether
     it is on while a column is encoded.
     """
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, dropout: bool = False):
-        self.folder, self.device, self.dtype, self.dropout = folder, device, dtype, dropout
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        dropout: bool = False,
+        room: Room | None = None,
+    ):
+        self.folder, self.device, self.dtype, self.dropout, self.room = folder, device, dtype, dropout, room
         self.columns: list[torch.Tensor] = []
         self.files: dict[str, list[int]] = {}  # name -> size and checksum, as checkpoints refer to them
 
@@ -65,10 +79,9 @@ class Bank:
             self._place(load_file(self.folder / file)["rows"])
 
     def _place(self, column: torch.Tensor) -> None:
-        if self.device.type == "cuda":
-            size = column.numel() * column.element_size()
-            if size < torch.cuda.mem_get_info(self.device)[0] / 2:
-                column = column.to(self.device)
+        if self.room and self.room.columns:
+            self.room.columns -= 1
+            column = column.to(self.device)
         self.columns.append(column)
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from emmental import build
-from emmental.contrast.bank import Bank
+from emmental.contrast.bank import Bank, Room
 from emmental.contrast.encoding import encode_epoch
 from emmental.data.examples import Examples
 from emmental.model.inference import predict
@@ -27,7 +27,7 @@ class Project:
     def __init__(self, case: Case, steps: int, dtype: torch.dtype | None, bank_dtype: torch.dtype = torch.float32):
         self.case, self.folder, self.bank_dtype = case, Path(case.args.output_dir), bank_dtype
         self.precision, task = Precision(case.device, dtype), SimpleNamespace(labels=("0", "1"), first_step=0)
-        state = build.initial_state(case.args, task, case.student, case.plan, {}, self.precision)
+        state = build.initial_state(case.args, task, case.student, case.plan, {}, self.precision, 100)
         for name, columns in case.columns.items():
             state.banks[name].dtype = bank_dtype
             for column in columns:
@@ -75,7 +75,7 @@ class Project:
         return sum(terms)
 
     def grow(self, bank: Bank | None, column: torch.Tensor) -> Bank:
-        bank = bank or Bank(self.folder, self.case.device, torch.float32)
+        bank = bank or Bank(self.folder, self.case.device, torch.float32, room=Room(100))
         bank.add("column.safetensors", column, write=True)
         return bank
 
@@ -83,6 +83,6 @@ class Project:
         """One snapshot of `examples`, (examples, hidden): masks, pass, and the column on disk."""
         torch.set_float32_matmul_precision("high" if self.case.args.tf32 else "highest")
         set_threshold(self.case.student, KEPT)
-        banks = {"snapshots": Bank(self.folder, self.case.device, self.bank_dtype, dropout=True)}
+        banks = {"snapshots": Bank(self.folder, self.case.device, self.bank_dtype, dropout=True, room=Room(1))}
         encode_epoch(1, banks, model or self.case.student, examples, self.precision)
         return banks["snapshots"].columns[0].float()

@@ -1,13 +1,17 @@
-"""Faults to inject into a run on the pretend device: what works on a CPU alone, waits for a device, or computes wrong.
+"""Changes to inject into a run on the pretend device, each by a function called in the run's own process.
 
-Each function changes the package in the run's own process.
+But for the first they are faults: what works on a CPU alone, waits for a device, or computes wrong.
 """
 
 import torch
 
 from emmental.contrast import bank, loss
 from emmental.pruning import masks, products
-from emmental.training import checkpoint, loop
+from emmental.training import checkpoint, loop, memory
+
+
+def two_columns_fit() -> None:
+    memory.MemoryPlan.on_device = 2
 
 
 def labels_on_the_host() -> None:

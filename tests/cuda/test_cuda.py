@@ -123,6 +123,13 @@ def test_numbers_are_the_cpus_and_the_step_does_not_wait(world, on_cpu, tmp_path
     check_same(tmp_path / "out", on_cpu(*flags))
 
 
+@pretended
+def test_banks_in_host_memory_give_the_same_without_a_wait(world, on_cpu, tmp_path):
+    flags = command(world, "topK")
+    check_waits(on_device(tmp_path / "out", *flags, fault="two_columns_fit"))
+    check_same(tmp_path / "out", on_cpu(*flags))
+
+
 @pytest.mark.parametrize("name", fast_first(*HALF))
 def test_half_precision_runs_and_the_step_does_not_wait(world, tmp_path, name):
     check_waits(on_device(tmp_path / "out", *command(world, name), name=name), MAY_WAIT.get(name, ()))
