@@ -41,7 +41,7 @@ def make_tiles(x: Tensor, most: int) -> list[Tensor]:
 
 
 def _multiply(starts: Tensor, columns: Tensor, values: Tensor, x: Tensor) -> Tensor:
-    # A weighted bag of rows of x is the product with compressed sparse rows, and 1.5 to 2 times as fast as torch's own.
+    # A weighted bag of rows of x is the product with compressed sparse rows, and 1.3 to 2 times as fast as torch's own.
     return torch.embedding_bag(x, columns, starts, False, 0, False, values, True)[0]
 
 
@@ -171,7 +171,9 @@ class Layer:
     def _attend(self, key: Tensor, value: Tensor, query: Tensor, first: bool) -> Tensor:
         """Attention within one row of the batch: each (heads, features, tokens) -> (heads * features, tokens)."""
         query = query[..., :1] if first else query
-        return (value @ torch.softmax(query.mT @ key, dim=-1).mT).flatten(0, 1)
+        scores = torch.bmm(query.mT, key)
+        torch.softmax(scores, dim=-1, out=scores)  # in place: at 384 tokens they are 7 MB, beyond most caches
+        return torch.bmm(value, scores.mT).flatten(0, 1)
 
     def _norm(self, y: Tensor, out: Tensor):
         # Batch statistics over the features are LayerNorm's mean and variance, and fast in this layout. This is what
