@@ -208,7 +208,7 @@ class PruningArguments:
             refuse(ranked, f"--target_sparsity: {name} fixes its sparsity by the threshold; use sigmoied_threshold")
             refuse(method.smooth, f"--target_sparsity: {name} has no threshold to calibrate; use sigmoied_threshold")
             edge = method.sigmoid and self.final_threshold in (0, 1)
-            refuse(edge, f"--target_sparsity: --final_threshold {self.final_threshold} leaves no score to cut at")
+            refuse(edge, f"--target_sparsity: --final_threshold {self.final_threshold} is the sigmoid of no score")
             refuse(not penalised, "--target_sparsity needs --regularization l1 or l0, whose weight it steers")
         every = self.global_topk_frequency_compute
         refuse(every < 1, f"--global_topk_frequency_compute {every}: at least 1")

@@ -113,7 +113,7 @@ def read(task: str, path: str | Path) -> Rows:
 
 
 def _lines(path: str | Path) -> list[str]:
-    # str.splitlines would also cut at the separators that Unicode allows inside a text
+    # str.splitlines would also split at the separators that Unicode allows inside a text
     try:
         lines = Path(path).read_bytes().decode("utf-8-sig").rstrip("\r\n").split("\n")
     except UnicodeDecodeError as error:
@@ -172,9 +172,9 @@ def tokenise(
 ) -> "Examples":
     """Tokenise with a fast tokenizer: `[CLS] first [SEP]` or `[CLS] first [SEP] second [SEP]`, or as it has it.
 
-    What exceeds `max_seq_length` (at least 4) tokens is cut, longest first; with `pad_to_max_length` batches are padded
-    to it. The tokens are kept in `cache_dir` under a key of all they depend on. Labels: one tensor (examples,), int64,
-    or float32 for a regression.
+    What exceeds `max_seq_length` (at least 4) tokens is left out, longest first; with `pad_to_max_length` batches are
+    padded to it. The tokens are kept in `cache_dir` under a key of all they depend on. Labels: one tensor (examples,),
+    int64, or float32 for a regression.
     """
     import datasets
     import pyarrow.compute as pc
@@ -217,9 +217,9 @@ def _longest_first(columns: list[list[int]], sequence: list[int | None], limit: 
     short = min(first, second, room // 2)
     keep_first, keep_second = (room - short, short) if first > second else (short, room - short)
     for sentence, keep in ((1, keep_second), (0, keep_first)):  # the second first, so that places stay as they are
-        cut = [place for place, of in enumerate(sequence) if of == sentence][keep:]
-        for values in columns if cut else ():
-            del values[cut[0] : cut[-1] + 1]
+        surplus = [place for place, of in enumerate(sequence) if of == sentence][keep:]
+        for values in columns if surplus else ():
+            del values[surplus[0] : surplus[-1] + 1]
 
 
 def metrics(task: str, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """One encoder layer of a pruned and folded BERT, fast on a CPU because it multiplies by compressed sparse rows.
 
-Activations are (features, tokens) from the first layer to the last, cut into tiles by token, because a sparse matrix
+Activations are (features, tokens) from the first layer to the last, split into tiles by token, because a sparse matrix
 times such a tile reads and writes whole rows. Beside the products each operation on a tile has its price, so there are
 few: bias, residual connection and LayerNorm's weight and bias are entries of the matrices.
 """

@@ -15,7 +15,7 @@ from emmental.model.vocabulary import vocabulary
 from emmental.pruning.methods import MIN_SHARE_KEPT, highest_sparsity
 from emmental.utils.errors import InputError
 
-# what a teacher must share with its student: texts, how they are cut and tokenised
+# what a teacher must share with its student: texts, how they are windowed and tokenised
 OF_DATA = ("task_name", "data_dir", "train_file", "predict_file", "version_2_with_negative", "config_name")
 OF_DATA += ("tokenizer_name", "do_lower_case", "max_seq_length", "doc_stride", "max_query_length", "cache_dir")
 

@@ -59,7 +59,7 @@ def main() -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one runner makes the data, the others wait
         places = demo_places(output) if own else Places(output, args.data_dir, args.model)
         for experiment in GRIDS[args.grid]:
-            data.cut(experiment, places)
+            data.write_subset(experiment, places)
     cells = grid_cells(GRIDS[args.grid], places)
     if args.list:
         lines = results.latest(results.read(path))

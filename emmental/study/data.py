@@ -1,4 +1,4 @@
-"""The data of a study: the first rows of train and all of dev, cut from the official files, counted and digested."""
+"""The data of a study: the first rows of train and all of dev, taken from the official files, counted and digested."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ class Places:
     model: str
 
     def data_of(self, experiment: Experiment) -> str:
-        """The folder of an experiment's data: the official one, or the rows cut from it; "" for the Hub."""
+        """The folder of an experiment's data: the official one, or the rows taken from it; "" for the Hub."""
         if experiment.train_rows is not None:
             return str(self.output / "data" / f"{experiment.task}-{experiment.train_rows}")
         return str(Path(self.data) / experiment.folder) if self.data else ""
@@ -34,7 +34,7 @@ def splits(task: str) -> tuple[str, tuple[str, ...]]:
     return "train.tsv", tuple(f"{split}.tsv" for split in TASKS[task].dev)
 
 
-def cut(experiment: Experiment, places: Places) -> None:
+def write_subset(experiment: Experiment, places: Places) -> None:
     """Leaves the first rows of train and all of dev in the study's folder; InputError where the files are not there."""
     if experiment.train_rows is None and (experiment.published_warmup or places.data):
         return

@@ -42,7 +42,7 @@ def official(tmp_path_factory) -> Path:
 def test_cells_set_nothing_but_variables_of_their_script(name, official, tmp_path):
     places = Places(tmp_path, str(official), "a model")
     for experiment in GRIDS[name]:
-        data.cut(experiment, places)
+        data.write_subset(experiment, places)
     cells = grid_cells(GRIDS[name], places)
     assert len({cell.name for cell in cells}) == len(cells)
     for cell in cells:
@@ -57,7 +57,7 @@ def test_cells_set_nothing_but_variables_of_their_script(name, official, tmp_pat
 def test_warm_up_is_a_tenth_of_the_run(official, tmp_path):
     experiment = replace(GRIDS["demo"][0], train_rows=64, rows=(Row("CAP-m", 10, (1,), Recipe(50)),))
     places = Places(tmp_path, str(official), "m")
-    data.cut(experiment, places)
+    data.write_subset(experiment, places)
     (*_, cell) = grid_cells((experiment,), places)
     assert cell.environment["WARMUP"] == str(2 * 50 // 10)  # 64 rows are two batches of 32
 
@@ -71,7 +71,7 @@ def test_the_paper_keeps_the_published_warm_up(tmp_path):
 def test_the_first_rows_and_all_of_dev(task, folder, official, tmp_path):
     experiment = Experiment(task, folder, 5, ())
     places = Places(tmp_path, str(official), "m")
-    data.cut(experiment, places)
+    data.write_subset(experiment, places)
     cut, (train, (dev,)) = Path(places.data_of(experiment)), data.splits(task)
     assert (cut / dev).read_bytes() == (official / folder / dev).read_bytes()
     if task == "qqp":
