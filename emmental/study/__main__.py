@@ -6,6 +6,7 @@ DIR/GRID.jsonl; --report makes DIR/GRID.md and DIR/GRID.png of these lines alone
 
 import argparse
 import fcntl
+import os
 from pathlib import Path
 
 from emmental.study import data, report, results
@@ -29,7 +30,13 @@ def flags() -> argparse.Namespace:
     args = parser.parse_args()
     if args.jobs < 1:
         raise InputError(f"--jobs {args.jobs}: at least 1")
+    args.output_dir, args.data_dir, args.model = map(spelled_alike, (args.output_dir, args.data_dir, args.model))
     return args
+
+
+def spelled_alike(path: str) -> str:
+    """A path as seen from here, however it was given: a cell goes on with the command that it was started with."""
+    return os.path.relpath(path) if os.path.isabs(path) or os.path.isdir(path) else path
 
 
 def demo_places(output: Path) -> Places:

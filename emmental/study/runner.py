@@ -6,12 +6,14 @@ the last of runner and command has ended, however they ended, and no second one 
 
 import fcntl
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from itertools import zip_longest
 from pathlib import Path
 from typing import IO
 
@@ -179,7 +181,10 @@ def same(folder: Path, cell: Cell) -> bool:
     except FileNotFoundError:
         return False
     if command != cell.command:
-        raise InputError(f"{folder}: holds a run of another command; give another --output_dir, or remove it")
+        words = zip_longest(shlex.split(command), shlex.split(cell.command), fillvalue="nothing")
+        was, now = next(pair for pair in words if pair[0] != pair[1])
+        what = f"holds a run of another command ({was} there, {now} now)"
+        raise InputError(f"{folder}: {what}; give another --output_dir, or remove it")
     return True
 
 

@@ -14,9 +14,10 @@ import pytest
 from tiny import make_glue, make_squad
 
 from emmental.study import data, report, results
-from emmental.study.cells import Places, grid_cells
+from emmental.study.__main__ import spelled_alike
+from emmental.study.cells import Cell, Places, grid_cells
 from emmental.study.grids import GRIDS, Experiment, Recipe, Row
-from emmental.study.runner import acquire, last_line
+from emmental.study.runner import acquire, last_line, same
 from emmental.utils.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -183,11 +184,12 @@ def test_killed_and_started_again_every_cell_ends_once(official, world, tmp_path
     first.communicate()
     assert acquire(cell / "lock") is None  # the orphan still holds it
     listed = start(official, world, output, "--list").communicate()[0].splitlines()
-    assert len(listed) == 2 and all(f"'OUTPUT={output}/cells/qqp-64-" in line for line in listed)
+    assert len(listed) == 2 and all(f"'OUTPUT={output.name}/cells/qqp-64-" in line for line in listed)
+    run = f"{cell.relative_to(output.parent)}/run".encode()
     (orphan,) = [
         int(path.parent.name)
         for path in Path("/proc").glob("[0-9]*/cmdline")
-        if f"{cell}/run".encode() in path.read_bytes() and b"masked_run_glue" in path.read_bytes()
+        if run in (words := path.read_bytes()) and b"masked_run_glue" in words
     ]
     os.kill(orphan, signal.SIGKILL)
     wait_for(lambda: (lock := acquire(cell / "lock")) and not lock.close(), "end of the orphan")
@@ -241,6 +243,27 @@ def test_the_demo_grid_runs_as_it_is(tmp_path):
     (teacher,) = [line for line in lines if line["kind"] == "teacher"]
     assert teacher["metrics"]["acc"] > 0.8
     assert "| CAP-m | 6 |" in (tmp_path / "demo.md").read_text()
+
+
+def test_a_folder_given_otherwise_is_the_same_folder(monkeypatch, tmp_path):
+    """A command is told by its words, and a study that is gone on with may be named from the root."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "study").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for given in ("../study", str(tmp_path / "study"), "../here/../study/"):
+        assert spelled_alike(given) == "../study"
+    assert spelled_alike("bert-base-uncased") == "bert-base-uncased"
+
+
+def test_a_run_of_another_command_is_refused_by_the_first_word_that_differs(tmp_path):
+    cell = Cell("c", ("bash", "run.sh", "--bf16"), {"SEED": "1"}, "", {})
+    assert not same(tmp_path, cell)
+    (tmp_path / "command").write_text(cell.command)
+    assert same(tmp_path, cell)
+    for other, words in (("env SEED=2 bash run.sh --bf16", "SEED=2 there, SEED=1"), ("env SEED=1 bash run.sh", "not")):
+        (tmp_path / "command").write_text(other)
+        with pytest.raises(InputError, match=words):
+            same(tmp_path, cell)
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
