@@ -1,12 +1,13 @@
 """CAP: contrastive pruning of pre-trained language models (AAAI 2022, arXiv 2112.07198).
 
 The public names, loaded on first use: importing the package imports no torch, so that flags and files are checked in
-a moment.
+a moment. With it transformers' Auto classes load masked folders.
 """
 
 from importlib import import_module
 
 from emmental.model.families import FAMILIES
+from emmental.model.registration import register_when_transformers_is_imported
 
 _HOME = {
     "TopKBinarizer": "pruning.masks",
@@ -32,3 +33,6 @@ def __getattr__(name: str):
     if name not in _HOME:
         raise AttributeError(f"module 'emmental' has no attribute '{name}'")
     return getattr(import_module(f"emmental.{_HOME[name]}"), name)
+
+
+register_when_transformers_is_imported()
