@@ -140,6 +140,9 @@ def decide_start(args: CommonArguments, fingerprint: dict) -> Start:
     which, overwrite = args.resume_from_checkpoint, args.overwrite_output_dir
     start = distributed.from_main(lambda: find_start(which, Path(args.output_dir), args.record, overwrite))
     if start.checkpoint:
+        if not start.checkpoint.is_dir():
+            lacks = f"process {distributed.rank()} does not find {start.checkpoint.name}, from which process 0 goes on"
+            raise InputError(f"--output_dir {args.output_dir}: {lacks}; all nodes have to share the folder")
         check_arguments(start.checkpoint, fingerprint)
     return start
 

@@ -16,7 +16,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -171,6 +173,10 @@ def hit(number: int, function: str, nth: int) -> None:
 
     `function` is its qualified name, or empty for any.
     """
+    at_call(function, nth, lambda: os.kill(os.getpid(), number))
+
+
+def at_call(function: str, nth: int, act: Callable[[], None]) -> None:
     calls, inside = 0, str(ROOT / "emmental") + os.sep
 
     def count(frame, event, _):
@@ -181,9 +187,33 @@ def hit(number: int, function: str, nth: int) -> None:
         calls += 1
         if calls == nth:
             sys.setprofile(None)
-            os.kill(os.getpid(), number)
+            act()
 
     sys.setprofile(count)
+
+
+def fail(function: str, nth: int, stuck: bool = False) -> None:
+    """Raises an error as the `nth` call of a function begins; where `stuck`, an exit handler then never ends."""
+
+    def act() -> None:
+        if stuck:
+            atexit.register(time.sleep, 3600)
+        raise ValueError("broken on purpose")
+
+    at_call(function, nth, act)
+
+
+def block(function: str, nth: int) -> None:
+    """Blocks as the `nth` call of a function begins, like a host that waits for a GPU."""
+    at_call(function, nth, lambda: time.sleep(3600))
+
+
+def watch_group(file: str) -> None:
+    """Writes to `file`, at the end, whether the process is in a group still; sending buffers round is an error."""
+    import torch
+
+    torch.nn.parallel.DistributedDataParallel._sync_buffers = None
+    atexit.register(lambda: Path(file).write_text(str(torch.distributed.is_initialized())))
 
 
 def count_calls(file: str) -> None:

@@ -62,8 +62,8 @@ def train(
     `banks` are those to contrast with, filled on the way; `teacher_logits`, each (examples, classes), are what is
     distilled (None: nothing); `masks` is None for a dense model.
     """
-    # the buffers are constants, so they are not sent round
-    parallel = partial(nn.parallel.DistributedDataParallel, broadcast_buffers=False)
+    # the buffers are constants, so no step sends them round
+    parallel = partial(nn.parallel.DistributedDataParallel, forward_sync_buffers=False)
     forward = parallel(model) if distributed.world_size() > 1 else model
 
     while progress.step < plan.total_steps:

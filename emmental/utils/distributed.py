@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from emmental.utils import group
 from emmental.utils.errors import InputError
 
 Decision = TypeVar("Decision")
@@ -29,7 +30,7 @@ def start(no_cuda: bool) -> torch.device:
         if cuda:
             torch.cuda.set_device(local)
         # what processes agree on in every step travels beside the GPU's queue, not through it
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        group.join("cpu:gloo,cuda:nccl" if cuda else "gloo")
         return torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda and torch.cuda.device_count() > 1:
         count = torch.cuda.device_count()

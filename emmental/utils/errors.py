@@ -6,11 +6,14 @@ This module imports no more than the standard library, so that every check can u
 
 import errno
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable
 from typing import TextIO
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # full, or not to be written
+AT_END: list[Callable[[int], None]] = []  # what a script does at its end, given its exit status; one may not return
 
 
 class InputError(Exception):
@@ -23,16 +26,41 @@ def print_once(line: str, file: TextIO | None = None) -> None:
         print(line, file=file)
 
 
+def print_error(text: str) -> None:
+    """Prints one line on stderr that names the script, and the process where torchrun started several."""
+    where = f" [process {os.environ['RANK']}]" if "RANK" in os.environ else ""
+    print(f"{os.path.basename(sys.argv[0])}: error:{where} {' '.join(text.splitlines())}", file=sys.stderr)
+
+
 def run(main: Callable[[], None]) -> None:
-    """Runs a script's `main`, turning an InputError, or a full disk, into one line on stderr and exit status 2."""
+    """Runs a script's `main`; InputError or a full disk become one line on stderr and exit status 2.
+
+    Where another process has ended, one line says so, and the status is 1, as after any other exception.
+    """
+    code = 0
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit(130)
-    except (InputError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in DISK:
-            raise
-        script, line = os.path.basename(sys.argv[0]), " ".join(str(error).splitlines())
-        where = f" [process {os.environ['RANK']}]" if "RANK" in os.environ else ""
-        print(f"{script}: error:{where} {line}", file=sys.stderr)
-        sys.exit(2)
+        code = 130
+    except SystemExit as end:
+        code = end.code
+    except Exception as error:
+        code = report(error)
+    while AT_END:
+        AT_END.pop()(code)
+    if code:
+        sys.exit(code)
+
+
+def report(error: Exception) -> int:
+    """Says what went wrong; returns the exit status."""
+    if isinstance(error, InputError) or (isinstance(error, OSError) and error.errno in DISK):
+        print_error(str(error))
+        return 2
+    # gloo's errors have no class of their own; torch's are named, since torch may not be loaded
+    if isinstance(error, RuntimeError) and ("/gloo/" in str(error) or type(error).__name__.startswith("Dist")):
+        reason = re.sub(r"^\[\S+\] ", "", str(error)).split(". ")[0]
+        print_error(f"another process has ended or cannot be reached, and so this one ends ({reason})")
+        return 1
+    traceback.print_exc()
+    return 1

@@ -125,6 +125,66 @@ def test_a_process_that_dies_ends_the_others(world, tmp_path):
     assert [answer.code for answer in went_on] == [0, 0]
 
 
+def test_nothing_is_left_at_the_end(world, tmp_path):
+    """Every process has left its group, and has nothing to say on standard error but its progress."""
+    before = {rank: ("watch_group", str(tmp_path / str(rank))) for rank in (0, 1)}
+    answers = run(still(world, "qqp", HARD), 2, tmp_path / "run", before)
+    assert [answer.code for answer in answers] == [0, 0]
+    assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["False", "False"]
+    assert answers[0].err.startswith("steps: 12/12") and len(answers[0].err.splitlines()) == 1
+    assert answers[1].err == ""
+
+
+@pytest.mark.parametrize("function", ["Optimizer.step", "_Gather.backward"])
+def test_an_error_of_one_process_ends_the_others(world, tmp_path, function):
+    """That one says what its error is, the other in one line why it ends."""
+    begun = time.monotonic()
+    answers = run(still(world, "qqp", HARD), 2, tmp_path, {1: ("fail", function, 4)})
+    assert [answer.code for answer in answers] == [1, 1] and time.monotonic() - begun < 30
+    assert "Traceback" in answers[1].err and answers[1].err.endswith("ValueError: broken on purpose\n")
+    (line,) = answers[0].err.splitlines()
+    start, reason = line.split(" (")
+    assert start == (
+        "masked_run_glue.py: error: [process 0] another process has ended or cannot be reached, and so this one ends"
+    )
+    assert "onnection" in reason
+
+
+@pytest.mark.parametrize("end", [("fail", "Optimizer.step", 4), ("hit", signal.SIGKILL, "Optimizer.step", 4)])
+def test_processes_that_wait_for_a_gpu_end_with_another(world, tmp_path, end):
+    """Where no call to gloo tells a host, since it is blocked, as by an NCCL kernel; the news goes round."""
+    begun, blocked = time.monotonic(), ("block", "Optimizer.step", 4)
+    answers = run(still(world, "qqp", HARD), 4, tmp_path, {0: blocked, 1: end, 2: blocked, 3: blocked})
+    assert [answers[rank].code for rank in (0, 2, 3)] == [1, 1, 1] and time.monotonic() - begun < 60
+    for rank, left in ((2, 1), (3, 2), (0, 3)):
+        assert f"error: [process {rank}] process {left} has ended before its time" in answers[rank].err
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_an_error_does_not_hang_at_the_end(world, tmp_path):
+    """An exit handler that waits for ever, as one may for another process, is cut short."""
+    begun = time.monotonic()
+    answers = run(still(world, "qqp", HARD), 2, tmp_path, {1: ("fail", "Optimizer.step", 4, True)})
+    assert answers[1].code == -signal.SIGALRM and "broken on purpose" in answers[1].err
+    assert answers[0].code == 1 and time.monotonic() - begun < 30
+
+
+def test_a_folder_that_processes_do_not_share_is_refused(world, tmp_path):
+    """As on two nodes, each of which has an output_dir of its own."""
+    command, folders = (
+        [*still(world, "qqp", HARD), "--resume_from_checkpoint", "auto"],
+        [tmp_path / "a", tmp_path / "b"],
+    )
+    for folder in folders:
+        folder.mkdir()
+    own = {rank: ("os.chdir", str(folder)) for rank, folder in enumerate(folders)}
+    run(command, 2, folders[0] / "run", {0: ("hit", signal.SIGTERM, "Optimizer.step", 6)})
+    answers = run(command, 2, "run", own)
+    assert [answer.code for answer in answers] == [1, 2]
+    wrong = "--output_dir run: process 1 does not find checkpoint-6, from which process 0 goes on; all nodes have to"
+    assert wrong in answers[1].err and "another process has ended" in answers[0].err
+
+
 def test_several_processes_have_one_lock(world, alone, tmp_path):
     """The first holds it; a second run is refused by one line, and all its processes end. A finished run ends all."""
     command, folder = still(world, "qqp", HARD), tmp_path / "run"
