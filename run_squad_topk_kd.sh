@@ -45,7 +45,7 @@ if [ "$CONTRAST" = 0 ]; then NAME=$METHOD; else NAME=cap; fi
 if [ "$DISTILL" = 0 ]; then NAME=$NAME-no-kd; fi
 OUTPUT=${OUTPUT:-$NAME/keep-$FINAL_TH/squad}
 
-LAUNCH="python"
+LAUNCH=${LAUNCH:-python}          # or a torchrun command of your own, for several nodes
 [ "$NPROC" -ge 1 ] 2> /dev/null || { echo "$0: error: NPROC $NPROC: a number, at least 1" >&2; exit 2; }
 if [ "$NPROC" -gt 1 ]; then LAUNCH="torchrun --standalone --nproc_per_node $NPROC"; fi
 if [ -n "$GPU" ]; then export CUDA_VISIBLE_DEVICES="$GPU"; fi

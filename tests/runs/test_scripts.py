@@ -108,6 +108,13 @@ def test_nproc_starts_torchrun(run, script):
     assert (processes, Path(program).name) == ("2", f"masked_{script[: script.index('_', 4)]}.py")
 
 
+@pytest.mark.parametrize("script", OWN)
+def test_a_launcher_of_ones_own_is_used(run, script):
+    launcher, *words = run(script, LAUNCH="torchrun --nnodes 2 --node_rank 1")
+    assert launcher == "torchrun" and words[:4] == ["--nnodes", "2", "--node_rank", "1"]
+    assert Path(words[4]).name == f"masked_{script[: script.index('_', 4)]}.py"
+
+
 @pytest.mark.parametrize("script", GLUE)
 @pytest.mark.parametrize("task, flag, value", [("mnli", "steps", "12000"), ("rte", "epochs", "1")])
 def test_warmup_fits_the_task(run, script, task, flag, value):
