@@ -10,7 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from emmental.arguments import Parser
-from emmental.model.families import FAMILIES, family_of
+from emmental.model.families import FAMILIES
 from emmental.model.validation import TOKENIZER_FILES, check_masked, read_config
 from emmental.pruning.methods import METHODS
 from emmental.utils.errors import InputError, run
@@ -45,25 +45,10 @@ def check_replaceable(folder: Path) -> None:
         raise InputError(f"{where}: holds {foreign[0]}{more}, which bertarize.py does not write; it is not replaced")
 
 
-def check_form(args: Namespace) -> None:
-    """Refuses what a family cannot be written as: a form that nothing would read, neurons that cannot be removed."""
-    config = read_config(args.model_name_or_path, "--model_name_or_path")
-    name = family_of(config["model_type"])
-    family = FAMILIES[name]
-    if args.format == "sparse" and not family.sparse:
-        runs = ", ".join(other for other, entry in FAMILIES.items() if entry.sparse)
-        raise InputError(f"--format sparse: load_sparse runs {runs}, not {name}; leave it out")
-    if args.compact and family.feed_forward is None:
-        raise InputError(
-            f"--compact: the feed-forward layers of {name} are gated, no neuron can be removed; leave it out"
-        )
-
-
 def main() -> None:
     args = flags()
     source = Path(args.model_name_or_path)
     check_masked(args.model_name_or_path, "--model_name_or_path", args.pruning_method, args.threshold)
-    check_form(args)
     target = Path(args.target_model_path or source.resolve().parent / f"bertarized_{source.resolve().name}")
     if target.resolve() == source.resolve() or target.resolve() in source.resolve().parents:
         raise InputError(f"--target_model_path {target}: is or holds the model that is read")

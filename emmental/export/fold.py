@@ -47,10 +47,10 @@ def save_folded(model: MaskedModel, source: Path, target: Path, form: str, dtype
     dense, report = state, []
     if compacted:
         size = family.key("intermediate_size")
-        before, idle = config[size], [int(mask.sum()) for mask in idle_neurons(state, family)]
+        before, idle = config[size], [int(mask.sum()) for mask in idle_neurons(state, config)]
         state, config = compact(state, config)
         report.append(f"feed-forward neurons in each layer: {before} -> {config[size]}")
-        if form == "dense" and any(idle) and config[size] == before and family.sparse:
+        if form == "dense" and any(idle) and config[size] == before:
             form = "sparse"
             report.append(f"idle neurons by layer: {idle}; a plain model's layers are all of one size, so it is packed")
     target.mkdir(parents=True)
@@ -99,24 +99,40 @@ def feed_forward(state_dict: dict[str, Tensor], family: Family) -> list[tuple[st
     return [(f"{layer}.{first}", f"{layer}.{second}") for layer in layers]
 
 
-def idle_neurons(state_dict: dict[str, Tensor], family: Family) -> list[Tensor]:
-    """For each layer, which feed-forward neurons read nothing or are read by nothing, (intermediate,)."""
+def constants(state_dict: dict[str, Tensor], config: dict, first: str) -> tuple[Tensor, Tensor]:
+    """Of a layer whose first feed-forward matrix is `first`: which neurons are constant, and their values then.
+
+    Both (intermediate,). A neuron is act(W x + b), or that times a gate's W' x + b': one without input weights is
+    act(b), and a gated one constant where neither factor has any, or one has none and is zero.
+    """
+    family = FAMILIES[family_of(config["model_type"])]
+    weight = state_dict[f"{first}.weight"]
+    bias, still = state_dict.get(f"{first}.bias", torch.zeros(len(weight))).double(), (weight == 0).all(1)
+    act = ACT2FN[config[family.key("hidden_act")]]
+    if not family.gated:
+        return still, act(bias)
+    (bias, gate), (still, gate_still) = bias.chunk(2), still.chunk(2)
+    value = act(bias)
+    return still & gate_still | still & (value == 0) | gate_still & (gate == 0), value * gate
+
+
+def idle_neurons(state_dict: dict[str, Tensor], config: dict) -> list[Tensor]:
+    """For each layer, which feed-forward neurons are constant or are read by nothing, (intermediate,)."""
     return [
-        (state_dict[f"{first}.weight"] == 0).all(1) | (state_dict[f"{second}.weight"] == 0).all(0)
-        for first, second in feed_forward(state_dict, family)
+        constants(state_dict, config, first)[0] | (state_dict[f"{second}.weight"] == 0).all(0)
+        for first, second in feed_forward(state_dict, FAMILIES[family_of(config["model_type"])])
     ]
 
 
 def compact(state_dict: dict[str, Tensor], config: dict) -> tuple[dict[str, Tensor], dict]:
     """Removes feed-forward neurons without input or output weights; returns new state and config, of the same logits.
 
-    Without input weights (its row of the first matrix is zero) a neuron is the constant act(bias), which moves into the
-    second matrix's bias; without output weights (its column there is zero) it is dropped. `intermediate_size` is one
-    number for all layers, so each loses as many as the layer that can spare fewest; if that is none, both are
-    returned as they came.
+    A neuron without input weights is constant, which moves into the second matrix's bias (without biases it is zero);
+    without output weights (its column there is zero) it is dropped. `intermediate_size` is one number for all layers,
+    so each loses as many as the layer that can spare fewest; if that is none, both are returned as they came.
     """
     family = FAMILIES[family_of(config["model_type"])]
-    idle, key = idle_neurons(state_dict, family), family.key("intermediate_size")
+    idle, key = idle_neurons(state_dict, config), family.key("intermediate_size")
     size = max([1, *(int((~mask).sum()) for mask in idle)])
     if size == config[key]:
         return state_dict, config
@@ -124,10 +140,12 @@ def compact(state_dict: dict[str, Tensor], config: dict) -> tuple[dict[str, Tens
     for mask, (first, second) in zip(idle, feed_forward(state_dict, family), strict=True):
         keep, drop = (part.sort().values for part in mask.int().argsort(stable=True).tensor_split([size]))
         weight, bias = f"{second}.weight", f"{second}.bias"
-        constant = ACT2FN[config[family.key("hidden_act")]](state[f"{first}.bias"][drop].double())
-        moved = state[weight][:, drop].double() @ constant
-        state[bias] = (state[bias] + moved).to(state[bias].dtype)
+        if bias in state:
+            moved = state[weight][:, drop].double() @ constants(state_dict, config, first)[1][drop]
+            state[bias] = (state[bias] + moved).to(state[bias].dtype)
         state[weight] = state[weight][:, keep].contiguous()
+        rows = torch.cat([keep, keep + config[key]]) if family.gated else keep
         for name in (f"{first}.weight", f"{first}.bias"):
-            state[name] = state[name][keep]
+            if name in state:
+                state[name] = state[name][rows]
     return state, config | {key: size}

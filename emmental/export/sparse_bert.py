@@ -14,18 +14,14 @@ from transformers.modeling_outputs import QuestionAnsweringModelOutput, Sequence
 
 from emmental.export.sparse_format import FILE, read_sparse, read_tensors
 from emmental.export.sparse_layer import KERNELS, TILE, Kernel, Layer, faster, join, make_tiles
-from emmental.model.families import FAMILIES, family_of, is_masked
+from emmental.export.sparse_modernbert import RotaryLayer, turns
+from emmental.model.families import FAMILIES, Family, family_of, is_masked
 from emmental.model.heads import ANSWERS, CLASSIFIES
 from emmental.model.masked_classes import PADDING_LOGIT, MaskedClassifier, masked_class, plain_class
 from emmental.utils.errors import InputError
 
 # architecture -> family and head
-MODELS = {
-    plain_class(family, head).__name__: (family, head)
-    for family, entry in FAMILIES.items()
-    if entry.sparse
-    for head in (CLASSIFIES, ANSWERS)
-}
+MODELS = {plain_class(family, head).__name__: (family, head) for family in FAMILIES for head in (CLASSIFIES, ANSWERS)}
 
 
 def _share_tiles(lengths: list[int], most: int) -> list[list[int]]:
@@ -52,9 +48,12 @@ class SparseModel(nn.Module):
         family, head = MODELS[config.architectures[0]]
         self.family = FAMILIES[family]
         # Embeddings, pooler and head stay transformers' own, as the masked model without layers has them.
-        none = {self.family.key("num_hidden_layers"): 0, "pruning_method": None}
+        # One is made of ModernBERT's, whose initialisation divides by their number, and taken away.
+        none = {self.family.key("num_hidden_layers"): int(self.family.rotary), "pruning_method": None}
         around = masked_class(family, "Config").from_dict(config.to_dict() | none)
         self.plain = masked_class(family, head)(around).eval().requires_grad_(False)
+        if self.family.rotary:
+            del self.plain.encoder[:]
         self.plain.load_state_dict({name: state_dict[name] for name in self.plain.state_dict()}, assign=True)
 
         def choose(layer: str, name: str, weight: Tensor) -> Kernel:
@@ -66,15 +65,15 @@ class SparseModel(nn.Module):
 
         shape = bert_config(config)
         self.norm = torch.ones(shape.hidden_size), torch.zeros(shape.hidden_size)
-        names = {theirs: ours for ours, theirs in self.family.layer_names.items()}
-        for layer in (f"{self.plain.encoder_name}.layer.{i}." for i in range(shape.num_hidden_layers)):
-            weights = {}
-            for name, value in state_dict.items():
-                if name.startswith(layer):
-                    module, _, part = name.removeprefix(layer).rpartition(".")
-                    weights[f"{names.get(module, module)}.{part}"] = value
-            self.layers.append(Layer(weights, self.norm, shape, partial(choose, layer)))
-            self.norm = self.layers[-1].norm
+        layers = self.plain.encoder_name + ("" if self.family.rotary else ".layer")
+        for number in range(shape.num_hidden_layers):
+            prefix = f"{layers}.{number}."
+            weights = layer_weights(state_dict, prefix, self.family)
+            if self.family.rotary:
+                self.layers.append(RotaryLayer(weights, config, config.layer_types[number], partial(choose, prefix)))
+            else:
+                self.layers.append(Layer(weights, self.norm, shape, partial(choose, prefix)))
+                self.norm = self.layers[-1].norm
         self.tile = TILE["sparse" if "sparse" in self.chosen.values() else "dense"]
 
         self.eval()
@@ -89,7 +88,8 @@ class SparseModel(nn.Module):
         Only real tokens are computed; padding gets the span logit -1e4. ValueError where a row begins with padding.
         """
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        inputs = {"input_ids": input_ids, "position_ids": self.plain.position_ids(input_ids, input_ids.device)}
+        positions = self.plain.position_ids(input_ids, input_ids.device)
+        inputs = {"input_ids": input_ids} | ({} if self.family.rotary else {"position_ids": positions})
         if self.family.token_types:
             inputs["token_type_ids"] = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         real = attention_mask.bool()
@@ -101,20 +101,54 @@ class SparseModel(nn.Module):
         classifies = isinstance(self.plain, MaskedClassifier)
         groups = _share_tiles(real.sum(1).tolist(), self.tile)
         tiles = [make_tiles(part, self.tile) for part in x.split([sum(lengths) for lengths in groups], dim=1)]
-        for layer in self.layers:
-            first = classifies and layer is self.layers[-1]  # the classifier reads nothing else
-            tiles = [layer(*group, first) for group in zip(tiles, groups, strict=True)]
-        counts = [len(lengths) if classifies else sum(lengths) for lengths in groups]
-        x = join([join([tile[:-1] for tile in group])[:, :n] for group, n in zip(tiles, counts, strict=True)])
-        hidden = x.T * self.norm[0] + self.norm[1]
-
+        if self.family.rotary:
+            hidden = self.rotary_layers(tiles, groups, positions[row, column])
+        else:
+            hidden = self.bert_layers(tiles, groups, classifies)
         if classifies:
-            features = self.plain.features(hidden[:, None], attention_mask[:, :1])
+            if self.family.rotary:
+                padded = hidden.new_zeros(*input_ids.shape, hidden.shape[1])
+                padded[row, column] = hidden
+            else:
+                padded, attention_mask = hidden[:, None], attention_mask[:, :1]
+            features = self.plain.features(padded, attention_mask)
             return SequenceClassifierOutput(logits=self.plain.through((self.family.classifier,), features))
         logits = torch.full((*input_ids.shape, 2), PADDING_LOGIT)
         logits[row, column] = self.plain.through(self.family.span_head, hidden)
         start, end = logits.unbind(-1)
         return QuestionAnsweringModelOutput(start_logits=start, end_logits=end)
+
+    def bert_layers(self, tiles: list[list[Tensor]], groups: list[list[int]], classifies: bool) -> Tensor:
+        """The last layer's output, (tokens, hidden); where the model `classifies`, of the rows' first tokens alone."""
+        for layer in self.layers:
+            first = classifies and layer is self.layers[-1]  # the classifier reads nothing else
+            tiles = [layer(*group, first) for group in zip(tiles, groups, strict=True)]
+        counts = [len(lengths) if classifies else sum(lengths) for lengths in groups]
+        return side_by_side(tiles, counts).T * self.norm[0] + self.norm[1]
+
+    def rotary_layers(self, tiles: list[list[Tensor]], groups: list[list[int]], positions: Tensor) -> Tensor:
+        """The same of ModernBERT's layers and its final LayerNorm, of all tokens, at these `positions` (tokens,)."""
+        counts = [sum(lengths) for lengths in groups]
+        for group, lengths, places in zip(tiles, groups, positions.split(counts), strict=True):
+            turned = turns(self.config, places)
+            for layer in self.layers:
+                layer(group, lengths, places, turned)
+        return self.plain.base_model.final_norm(side_by_side(tiles, counts).T)
+
+
+def side_by_side(tiles: list[list[Tensor]], counts: list[int]) -> Tensor:
+    """The columns of every group's tiles, as many as its count, (hidden, tokens)."""
+    return join([join([tile[:-1] for tile in group])[:, :n] for group, n in zip(tiles, counts, strict=True)])
+
+
+def layer_weights(state_dict: dict[str, Tensor], prefix: str, family: Family) -> dict[str, Tensor]:
+    """The weights of the layer whose names begin with `prefix`, by BERT's names for its modules where it has them."""
+    names, weights = {theirs: ours for ours, theirs in family.layer_names.items()}, {}
+    for name, value in state_dict.items():
+        if name.startswith(prefix):
+            module, _, part = name.removeprefix(prefix).rpartition(".")
+            weights[f"{names.get(module, module)}.{part}"] = value
+    return weights
 
 
 def bert_config(config: PreTrainedConfig) -> BertConfig:

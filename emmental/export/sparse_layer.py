@@ -75,19 +75,31 @@ def _narrow_dense(weight: Tensor, bias: Tensor, scale: Tensor) -> Callable:
     return lambda block: torch.addmm(bias[:, None], weight, block[:inner]).addcmul_(scale[:, None], block[inner:-1])
 
 
+def _linear_sparse(weight: Tensor, bias: Tensor) -> Callable:
+    return _sparse(torch.cat([weight, bias[:, None]], dim=1))
+
+
+def _linear_dense(weight: Tensor, bias: Tensor) -> Callable:
+    return lambda tile: torch.addmm(bias[:, None], weight, tile[:-1])
+
+
 class Kernel(NamedTuple):
-    """Makers of the two products in each half of a layer.
+    """Makers of the two products in each half of a BERT's layer, and of the product alone.
 
     `widen(weight, bias)` gives a function from a tile of x to a block, whose rows are weight @ x + bias, then the
     tile. `narrow(weight, bias, scale)` gives one from a block of rows y, then the tile, to weight @ y + bias +
-    scale * x, which is the residual connection.
+    scale * x, which is the residual connection. `linear(weight, bias)` gives one from a tile of x to weight @ x + bias.
     """
 
     widen: Callable
     narrow: Callable
+    linear: Callable
 
 
-KERNELS = {"sparse": Kernel(_widen_sparse, _narrow_sparse), "dense": Kernel(_widen_dense, _narrow_dense)}
+KERNELS = {
+    "sparse": Kernel(_widen_sparse, _narrow_sparse, _linear_sparse),
+    "dense": Kernel(_widen_dense, _narrow_dense, _linear_dense),
+}
 
 
 def faster(weight: Tensor) -> str:
@@ -106,7 +118,7 @@ def faster(weight: Tensor) -> str:
     return "sparse" if min(seconds["sparse"]) < 0.8 * min(seconds["dense"]) else "dense"
 
 
-def _activation(name: str) -> Callable:
+def activation(name: str) -> Callable:
     """The function of (x, out) that sets `out` to the activation of x."""
     if name == "gelu":
         return F.gelu
@@ -124,7 +136,7 @@ class Layer:
     def __init__(self, weights: dict[str, Tensor], norm: tuple[Tensor, Tensor], config: BertConfig, choose: Callable):
         """`weights` by name within the layer; `choose(name, weight)` is the kernel for that matrix."""
         self.heads, self.inner, self.eps = config.num_attention_heads, config.intermediate_size, config.layer_norm_eps
-        self.act = _activation(config.hidden_act)
+        self.act = activation(config.hidden_act)
         for part in ("weight", "bias"):
             query, key, value = (weights[f"attention.self.{name}.{part}"] for name in ("query", "key", "value"))
             query = query * (config.hidden_size // self.heads) ** -0.5
@@ -161,11 +173,11 @@ class Layer:
             blocks = [torch.cat([torch.zeros_like(tile[:-1]), tile])]
         for tile, block, part in zip(tiles, blocks, context.split(tiles[0].shape[1], dim=1), strict=True):
             block[:hidden, : part.shape[1]] = part
-            self._norm(self.attended(block), tile[:-1])
+            normalise(self.attended(block), self.eps, tile[:-1])
             block = self.intermediate(tile)
             neurons = block[: self.inner]
             self.act(neurons, out=neurons)
-            self._norm(self.output(block), tile[:-1])
+            normalise(self.output(block), self.eps, tile[:-1])
         return tiles
 
     def _attend(self, key: Tensor, value: Tensor, query: Tensor, first: bool) -> Tensor:
@@ -175,11 +187,13 @@ class Layer:
         torch.softmax(scores, dim=-1, out=scores)  # in place: at 384 tokens they are 7 MB, beyond most caches
         return torch.bmm(value, scores.mT).flatten(0, 1)
 
-    def _norm(self, y: Tensor, out: Tensor):
-        # Batch statistics over the features are LayerNorm's mean and variance, and fast in this layout. This is what
-        # F.batch_norm calls, which cannot write to `out`.
-        mean, scale = torch.empty(2, y.shape[1])
-        torch.native_batch_norm(y, None, None, None, None, True, 0.0, self.eps, out=(out, mean, scale))
+
+def normalise(y: Tensor, eps: float, out: Tensor) -> None:
+    """Sets `out` to y (features, tokens), each token of mean 0 and variance 1: LayerNorm without weight and bias."""
+    # Batch statistics over the features are LayerNorm's mean and variance, and fast in this layout. This is what
+    # F.batch_norm calls, which cannot write to `out`.
+    mean, scale = torch.empty(2, y.shape[1])
+    torch.native_batch_norm(y, None, None, None, None, True, 0.0, eps, out=(out, mean, scale))
 
 
 def join(parts: list[Tensor]) -> Tensor:

@@ -33,21 +33,17 @@ class Family:
     span_head: tuple[str, ...] = ("qa_outputs",)
     embeddings: tuple[str, ...] = ("embeddings",)  # of the inner model, frozen while it is pruned
     encoder: str = "encoder"  # of the inner model; every linear in it is masked
-    feed_forward: tuple[str, str] | None = ("intermediate.dense", "output.dense")  # of a layer, the two matrices
+    feed_forward: tuple[str, str] = ("intermediate.dense", "output.dense")  # of a layer, the two matrices
+    gated: bool = False  # the first has a second half, each of whose rows is multiplied into a neuron of the first half
     token_types: bool = True
     after_padding: bool = False  # positions are counted from the id of the padding token on, which comes first
     rotary: bool = False  # positions turn queries and keys in every layer, and some layers attend to neighbours alone
     first_tokens: str | None = "bert"  # a key of packing.FIRST_TOKENS: how a layer computes its first tokens alone
-    # BERT's names for a layer's modules -> this family's, for load_sparse; None: it does not run such layers
-    layer_names: dict[str, str] | None = field(default_factory=dict)
+    # BERT's names for a layer's modules -> this family's, for load_sparse, which has another kind of layer if rotary
+    layer_names: dict[str, str] = field(default_factory=dict)
     matrices: tuple[tuple[int, str, str], ...] = BERT_MATRICES  # of a layer: factor * one size by another
     sizes: dict[str, int] = field(default_factory=dict)  # in its config, and what they are where it says nothing
     renamed: dict[str, str] = field(default_factory=dict)  # BERT's name of a setting -> this family's
-
-    @property
-    def sparse(self) -> bool:
-        """Whether load_sparse runs it."""
-        return self.layer_names is not None
 
     def key(self, name: str) -> str:
         """The name in this family's config of what BERT's calls `name`."""
@@ -138,12 +134,13 @@ FAMILIES = {
         new_weights=("head.", "classifier."),
         span_head=("head", "drop", "classifier"),
         encoder="layers",
-        feed_forward=None,  # gated: two neurons of its first matrix feed one of its second
+        feed_forward=("mlp.Wi", "mlp.Wo"),
+        gated=True,
         matrices=((3, HIDDEN, HIDDEN), (1, HIDDEN, HIDDEN), (2, INTERMEDIATE, HIDDEN), (1, HIDDEN, INTERMEDIATE)),
         token_types=False,
         rotary=True,
         first_tokens=None,
-        layer_names=None,
+        renamed={"hidden_act": "hidden_activation"},
         sizes={
             "hidden_size": 768,
             "vocab_size": 50368,

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 import emmental
 from emmental import set_packing, set_threshold
-from emmental.export.fold import fold, save_folded
+from emmental.export.fold import compact, fold, save_folded
 from emmental.model import loading
 from emmental.model.families import FAMILIES
 from emmental.model.heads import ANSWERS, CLASSIFIES
@@ -250,7 +250,7 @@ def test_another_family_is_refused_with_those_there_are(tmp_path):
 
 @pytest.mark.parametrize("form", ["sparse", "dense"])
 @pytest.mark.parametrize("head", BOTH)
-@pytest.mark.parametrize("family", [name for name, entry in FAMILIES.items() if entry.sparse])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_load_sparse_has_the_masked_models_logits(tmp_path, monkeypatch, family, head, form):
     plain_model(family, head).save_pretrained(tmp_path)
     model = masked_model(tmp_path, family, head)
@@ -268,7 +268,7 @@ def test_load_sparse_has_the_masked_models_logits(tmp_path, monkeypatch, family,
                 torch.testing.assert_close(got[name], expected[name], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", [name for name, entry in FAMILIES.items() if entry.feed_forward])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_idle_neurons_are_removed_with_the_same_logits(tmp_path, family):
     """Those that nothing reads, half of every layer's."""
     plain_model(family, CLASSIFIES).save_pretrained(tmp_path)
@@ -285,7 +285,76 @@ def test_idle_neurons_are_removed_with_the_same_logits(tmp_path, family):
         torch.testing.assert_close(folded(**batch).logits, model(**batch).logits, atol=1e-5, rtol=1e-5)
 
 
-def test_load_sparse_refuses_a_family_that_it_does_not_run(tmp_path):
+LONG = [[5, LENGTH, 1], [LENGTH, LENGTH], [2], [LENGTH] * 9]  # beyond a window, and more than a tile holds
+
+
+@pytest.mark.parametrize("kernel", ["sparse", "dense"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({}, {"norm_bias": False}, {"mlp_bias": True, "attention_bias": True}, {"classifier_pooling": "mean"}),
+        *({"local_attention": 2, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},),
+        *({"hidden_activation": "silu", "norm_eps": 0.5, "classifier_activation": "relu"},),
+    ],
+    ids=str,
+)
+def test_load_sparse_runs_modernberts_own_ways(tmp_path, monkeypatch, settings, kernel):
+    """With random biases and LayerNorms, beside transformers' own model; also texts with holes."""
+    plain = plain_model("modernbert", CLASSIFIES, **settings)
+    for name, parameter in plain.named_parameters():
+        noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+        parameter.data += 0.2 * noise
+        if ".layers." in name and parameter.dim() == 2:
+            parameter.data *= noise.abs() > 0.5
+    plain.save_pretrained(tmp_path)
+    monkeypatch.setattr("emmental.export.sparse_bert.faster", lambda weight: kernel)
+    loaded = emmental.load_sparse(tmp_path)
+    assert len(loaded.chosen) == MATRICES["modernbert"] * 3
+    for lengths in LONG:
+        batch = texts(plain, lengths)
+        for hole in (False, True):
+            batch["attention_mask"][0, 2:4] &= not hole
+            with torch.no_grad():
+                torch.testing.assert_close(loaded(**batch).logits, plain(**batch).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("act", "idle"), [("gelu", True), ("sigmoid", False)])
+def test_a_gated_neuron_goes_where_it_is_constant(act, idle, bias):
+    """One without input weights is act(bias) times its gate: zero by GELU without a bias, a half by a sigmoid."""
+    settings = {"hidden_activation": act, "mlp_bias": bias}
+    plain, inner = plain_model("modernbert", CLASSIFIES, **settings), SIZES["intermediate_size"]
+    batch = texts(plain, [5, LENGTH, 1])
+    removed = {"unread": 6, "without both": 6, "without gate": 0 if bias else 6}
+    removed["without input"] = 6 if idle and not bias else 0
+    for layer in plain.model.layers:
+        rows = layer.mlp.Wi.weight.data
+        layer.mlp.Wo.weight.data[:, :6] = 0
+        rows[6:12], rows[inner + 6 : inner + 12] = 0, 0
+        rows[inner + 12 : inner + 18] = 0
+        rows[18:24] = 0
+        if bias:
+            for linear in (layer.mlp.Wi, layer.mlp.Wo):
+                linear.bias.data.normal_()
+    with torch.no_grad():
+        expected = plain(**batch).logits
+    state, config = compact(plain.state_dict(), plain.config.to_dict())
+    assert config["intermediate_size"] == inner - sum(removed.values())
+    smaller = type(plain)(type(plain.config)(**config)).eval()
+    smaller.load_state_dict(state)
+    with torch.no_grad():
+        torch.testing.assert_close(smaller(**batch).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_no_plain_modernbert_can_leave_out_is_packed(tmp_path):
+    """One layer's idle neurons, which a plain model of one size for all layers cannot lose."""
     plain_model("modernbert", CLASSIFIES).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="ModernBertForSequenceClassification of type modernbert is none of Bert"):
-        emmental.load_sparse(tmp_path)
+    model = masked_model(tmp_path, "modernbert", CLASSIFIES)
+    model.model.layers[1].mlp.Wo.mask_scores.data[:, :10] -= 100
+    set_threshold(model, 0.5)
+    report = save_folded(model, tmp_path, tmp_path / "folded", "dense", "float32", compacted=True)
+    assert "idle neurons by layer: [0, 10, 0]" in report
+    batch = texts(model, [5, LENGTH, 1])
+    with torch.no_grad():
+        got, expected = emmental.load_sparse(tmp_path / "folded")(**batch), model(**batch)
+    torch.testing.assert_close(got.logits, expected.logits, atol=1e-5, rtol=1e-5)
