@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 from tiny import HARD, HEAVY, SOFT, TRAIN, World, launcher, log, make_model
 
+from emmental.model.families import FAMILIES
+
 REAL = torch.backends.cuda.is_built()
 DEVICE = "real_device" if REAL else "pretend_device"
 pytestmark = pytest.mark.skipif(
@@ -120,6 +122,14 @@ def test_numbers_are_the_cpus_and_the_step_does_not_wait(world, on_cpu, tmp_path
     flags = command(world, name)
     record = on_device(tmp_path / "out", *flags, name=name)
     check_waits(record, MAY_WAIT.get(name, ()))
+    check_same(tmp_path / "out", on_cpu(*flags))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "bert"])
+def test_every_family_has_the_cpus_numbers_and_does_not_wait(on_cpu, tmp_path, family):
+    flags = command(World(tmp_path / "world", family), "topK")
+    check_waits(on_device(tmp_path / "out", *flags))
     check_same(tmp_path / "out", on_cpu(*flags))
 
 
