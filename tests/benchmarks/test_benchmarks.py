@@ -40,6 +40,12 @@ def test_both_ways_compute_the_same_and_all_figures_are_written(tmp_path, monkey
     assert [cell["extrapolated"] for cell in results["growth"]] == [False] * 4 + [True] * 2
 
 
+def test_more_rows_than_examples_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        training.parse(["--examples", "200"])
+    assert "--extra 4096: more rows than --examples 200" in capsys.readouterr().err
+
+
 def test_tf32_keeps_ten_bits_after_the_point():
     step = 2.0**-10
     numbers = torch.tensor([1 + 0.4 * step, 1 + 0.6 * step, 1 + 0.5 * step, 1 + 1.5 * step, -3 - 1.2 * step])

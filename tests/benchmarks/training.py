@@ -57,6 +57,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.data_dir and not options.model:
         parser.error("--data_dir needs --model, whose tokenizer reads it")
+    if not options.data_dir and options.extra > options.examples:
+        parser.error(f"--extra {options.extra}: more rows than --examples {options.examples}")
     return options
 
 
