@@ -47,6 +47,7 @@ OUTPUT=${OUTPUT:-$NAME/keep-$FINAL_TH/squad}
 
 LAUNCH=${LAUNCH:-python}          # or a torchrun command of your own, for several nodes
 [ "$NPROC" -ge 1 ] 2> /dev/null || { echo "$0: error: NPROC $NPROC: a number, at least 1" >&2; exit 2; }
+[ "$NPROC" -eq 1 ] || [ "$LAUNCH" = python ] || { echo "$0: error: NPROC and LAUNCH: give one of them" >&2; exit 2; }
 if [ "$NPROC" -gt 1 ]; then LAUNCH="torchrun --standalone --nproc_per_node $NPROC"; fi
 if [ -n "$GPU" ]; then export CUDA_VISIBLE_DEVICES="$GPU"; fi
 

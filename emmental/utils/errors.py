@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # full, or not to be written
+LOST = re.compile("closed|reset by peer|broken pipe|timed? ?out", re.IGNORECASE)  # a connection, in torch's words
 AT_END: list[Callable[[int], None]] = []  # what a script does at its end, given its exit status; one may not return
 
 
@@ -44,6 +45,9 @@ def run(main: Callable[[], None]) -> None:
         code = 130
     except SystemExit as end:
         code = end.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+            code = 1
     except Exception as error:
         code = report(error)
     while AT_END:
@@ -57,10 +61,12 @@ def report(error: Exception) -> int:
     if isinstance(error, InputError) or (isinstance(error, OSError) and error.errno in DISK):
         print_error(str(error))
         return 2
-    # gloo's errors have no class of their own; torch's are named, since torch may not be loaded
-    if isinstance(error, RuntimeError) and ("/gloo/" in str(error) or type(error).__name__.startswith("Dist")):
+    # gloo's errors have no class of their own; torch's are named, since torch may not be loaded, and may be of this
+    # process's own making: a port in use, one GPU for two processes
+    lost = type(error).__name__.startswith("Dist") and LOST.search(str(error))
+    if isinstance(error, RuntimeError) and ("/gloo/" in str(error) or lost):
         reason = re.sub(r"^\[\S+\] ", "", str(error)).split(". ")[0]
         print_error(f"another process has ended or cannot be reached, and so this one ends ({reason})")
         return 1
-    traceback.print_exc()
+    traceback.print_exception(error)
     return 1

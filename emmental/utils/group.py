@@ -19,7 +19,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from emmental.utils.errors import AT_END, print_error
+from emmental.utils.errors import AT_END, print_error, report
 
 PATIENCE = 5  # seconds in which a process may still say itself why it ends
 CLOSING = 10  # seconds that exit handlers may take; then the kernel ends the process
@@ -57,12 +57,15 @@ def join(backend: str) -> None:
         watch.start()
 
     def leave(code: int) -> None:
+        try:
+            if watch and not code:
+                watch.say_goodbye()
+        except RuntimeError as error:  # its neighbour is gone
+            code = report(error)
         if code:
             if watch:
                 watch.failed.set()
             leave_at_once(code)
-        if watch:
-            watch.say_goodbye()
         dist.destroy_process_group()
 
     AT_END.append(leave)

@@ -10,6 +10,9 @@ import time
 
 import pytest
 from tiny import HARD, ROOT, SOFT, TRAIN, log, result, start_script, succeed
+from torch.distributed import DistBackendError
+
+from emmental.utils.errors import report
 
 CONFIGURATIONS = {  # 26 rows in batches of 8: the last batch of an epoch has two, fewer than four processes
     "qqp, topK": ("qqp", [*HARD, "--weight_decay", 0.1]),
@@ -167,6 +170,24 @@ def test_an_error_does_not_hang_at_the_end(world, tmp_path):
     answers = run(still(world, "qqp", HARD), 2, tmp_path, {1: ("fail", "Optimizer.step", 4, True)})
     assert answers[1].code == -signal.SIGALRM and "broken on purpose" in answers[1].err
     assert answers[0].code == 1 and time.monotonic() - begun < 30
+
+
+def test_a_process_that_dies_at_its_goodbye_ends_the_others(world, tmp_path):
+    """In one line, though the run is finished."""
+    answers = run(still(world, "qqp", HARD), 2, tmp_path, {1: ("hit", signal.SIGKILL, "Watch.say_goodbye", 1)})
+    assert answers[0].code == 1
+    assert "Traceback" not in answers[0].err and "ended" in answers[0].err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "text, lost",
+    [("Connection reset by peer", True), ("Duplicate GPU detected", False), ("the server has failed to listen", False)],
+)
+def test_only_a_lost_connection_is_called_one(capsys, text, lost):
+    """What else torch's errors say is about this process, and comes with its traceback."""
+    assert report(DistBackendError(text)) == 1
+    said = capsys.readouterr().err
+    assert ("another process has ended" in said) == lost and ("DistBackendError" in said) != lost
 
 
 def test_a_folder_that_processes_do_not_share_is_refused(world, tmp_path):

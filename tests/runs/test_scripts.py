@@ -113,6 +113,8 @@ def test_a_launcher_of_ones_own_is_used(run, script):
     launcher, *words = run(script, LAUNCH="torchrun --nnodes 2 --node_rank 1")
     assert launcher == "torchrun" and words[:4] == ["--nnodes", "2", "--node_rank", "1"]
     assert Path(words[4]).name == f"masked_{script[: script.index('_', 4)]}.py"
+    (line,) = run(script, status=2, LAUNCH="torchrun --nnodes 2", NPROC="2")
+    assert line.endswith("error: NPROC and LAUNCH: give one of them")
 
 
 @pytest.mark.parametrize("script", GLUE)
