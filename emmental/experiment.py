@@ -154,6 +154,16 @@ def save_model(model: MaskedModel, tokenizer, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
+def save_checkpoint(args: CommonArguments, state: checkpoint.TrainingState, tokenizer, log: Log) -> None:
+    """Saves a checkpoint with the final masks, and removes what `--save_total_limit` leaves no room for."""
+    if state.masks:
+        state.masks.set_final_masks(state.model)
+    state.progress.logged = log.logged
+    folder = Path(args.output_dir) / checkpoint.name_of(state.progress.step)
+    checkpoint.save(folder, state, partial(save_model, state.model, tokenizer))
+    checkpoint.remove_old(folder.parent, args.save_total_limit, state)
+
+
 def training_loop(
     args: CommonArguments,
     steps: Iterable[StepResult],
@@ -180,12 +190,7 @@ def training_loop(
             if saving or ended:
                 checkpoint.check_finite(state)
             if saving:
-                if state.masks:
-                    state.masks.set_final_masks(state.model)
-                state.progress.logged = log.logged
-                save = partial(save_model, state.model, tokenizer)
-                checkpoint.save(output_dir / checkpoint.name_of(done.step), state, save)
-                checkpoint.remove_old(output_dir, args.save_total_limit, state)
+                save_checkpoint(args, state, tokenizer, log)
             if stopped:
                 stop.leave(stopped, output_dir / checkpoint.name_of(done.step))
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, PreTrainedConfig
 from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutput
+from transformers.models.modernbert.modeling_modernbert import ModernBertRotaryEmbedding
 
 from emmental.export.sparse_format import FILE, read_sparse, read_tensors
 from emmental.export.sparse_layer import KERNELS, TILE, Kernel, Layer, faster, join, make_tiles
@@ -54,6 +55,7 @@ class SparseModel(nn.Module):
         self.plain = masked_class(family, head)(around).eval().requires_grad_(False)
         if self.family.rotary:
             del self.plain.encoder[:]
+            self.rotary = ModernBertRotaryEmbedding(config)
         self.plain.load_state_dict({name: state_dict[name] for name in self.plain.state_dict()}, assign=True)
 
         def choose(layer: str, name: str, weight: Tensor) -> Kernel:
@@ -130,7 +132,7 @@ class SparseModel(nn.Module):
         """The same of ModernBERT's layers and its final LayerNorm, of all tokens, at these `positions` (tokens,)."""
         counts = [sum(lengths) for lengths in groups]
         for group, lengths, places in zip(tiles, groups, positions.split(counts), strict=True):
-            turned = turns(self.config, places)
+            turned = turns(self.rotary, places)
             for layer in self.layers:
                 layer(group, lengths, places, turned)
         return self.plain.base_model.final_norm(side_by_side(tiles, counts).T)

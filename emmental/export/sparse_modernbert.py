@@ -82,8 +82,7 @@ def turn(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     return x * cosines + torch.cat([-other, one], dim=1) * sines
 
 
-def turns(config: ModernBertConfig, places: Tensor) -> Turns:
+def turns(rotary: ModernBertRotaryEmbedding, places: Tensor) -> Turns:
     """By how much positions (tokens,) turn queries and keys, for each kind of layer."""
-    rotary = ModernBertRotaryEmbedding(config)
-    angles = {kind: rotary(torch.zeros(1), places[None], kind) for kind in set(config.layer_types)}
+    angles = {kind: rotary(torch.zeros(1), places[None], kind) for kind in rotary.layer_types}
     return {kind: tuple(x[0].T for x in pair) for kind, pair in angles.items()}

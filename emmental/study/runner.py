@@ -52,13 +52,15 @@ class Runner:
                     continue
                 if cell.needs in self.failed:
                     self.fail(cell, f"{cell.needs} failed")
-                elif not cell.needs or cell.needs in finished:
-                    lock = acquire(self.folder(cell) / "lock")
-                    if lock and cell.name in self.finished():  # another runner ended it since
-                        lock.close()
-                    elif lock:
-                        self.taken.add(cell.name)
-                        return cell, lock
+                    continue
+                if cell.needs and cell.needs not in finished:
+                    continue
+                lock = acquire(self.folder(cell) / "lock")
+                if lock and cell.name in self.finished():  # another runner ended it since
+                    lock.close()
+                elif lock:
+                    self.taken.add(cell.name)
+                    return cell, lock
         return None
 
     def waiting(self) -> bool:
