@@ -6,7 +6,6 @@
 # DEMO=1 runs this very recipe in miniature on data that it makes: no network, no GPU, three minutes.
 set -eu
 here=$(dirname "$0")
-if [ "${DEMO:-0}" != 0 ]; then PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" exec python -m emmental.demo "$0" "$@"; fi
 
 GPU=${GPU:-}                      # visible GPUs, as in CUDA_VISIBLE_DEVICES; empty: as they are
 NPROC=${NPROC:-1}                 # processes, one per GPU
@@ -46,8 +45,11 @@ if [ "$DISTILL" = 0 ]; then NAME=$NAME-no-kd; fi
 OUTPUT=${OUTPUT:-$NAME/keep-$FINAL_TH/squad}
 
 LAUNCH=${LAUNCH:-python}          # or a torchrun command of your own, for several nodes
-[ "$NPROC" -ge 1 ] 2> /dev/null || { echo "$0: error: NPROC $NPROC: a number, at least 1" >&2; exit 2; }
-[ "$NPROC" -eq 1 ] || [ "$LAUNCH" = python ] || { echo "$0: error: NPROC and LAUNCH: give one of them" >&2; exit 2; }
+refuse() { echo "$0: error: $1" >&2; exit 2; }
+for name in DEMO CONTRAST DISTILL; do [[ ${!name:-0} == [01] ]] || refuse "$name ${!name}: 0 or 1"; done
+[ "$NPROC" -ge 1 ] 2> /dev/null || refuse "NPROC $NPROC: a number, at least 1"
+[ "$NPROC" -eq 1 ] || [ "$LAUNCH" = python ] || refuse "NPROC and LAUNCH: give one of them"
+if [ "${DEMO:-0}" = 1 ]; then PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" exec python -m emmental.demo "$0" "$@"; fi
 if [ "$NPROC" -gt 1 ]; then LAUNCH="torchrun --standalone --nproc_per_node $NPROC"; fi
 if [ -n "$GPU" ]; then export CUDA_VISIBLE_DEVICES="$GPU"; fi
 
