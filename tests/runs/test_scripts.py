@@ -172,6 +172,16 @@ def test_switches_are_0_or_1(run, script, demo):
 
 
 @pytest.mark.parametrize("script", OWN)
+def test_gpus_are_numbers_or_uuids(run, script):
+    for gpu in ("0", "-1", "0,12", "GPU-8932f937-d72c,MIG-af0c", "MIG-GPU-8932f937-d72c/1/0"):
+        assert run(script, GPU=gpu)[-1] == f"gpus={gpu}"
+    for gpu in ("x", "0,", "0 1", "cuda:0", "GPU-"):
+        (line,) = run(script, status=2, GPU=gpu)
+        assert line.endswith(f"error: GPU {gpu}: numbers or UUIDs, as in 0,1")
+    assert run(script, DEMO="1", GPU="1")[-1] == "gpus=1"
+
+
+@pytest.mark.parametrize("script", OWN)
 def test_the_program_lies_beside_the_script(run, script):
     """The fixture runs in another folder than the scripts' own."""
     assert Path(run(script)[1]) == ROOT / f"masked_{script[: script.index('_', 4)]}.py"
