@@ -6,7 +6,6 @@
 # DEMO=1 runs this very recipe in miniature on data that it makes: no network, no GPU, three minutes.
 set -eu
 here=$(dirname "$0")
-if [ "${DEMO:-0}" != 0 ]; then PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" exec python -m emmental.demo "$0" "$@"; fi
 
 GPU=${GPU:-}                      # visible GPUs, as in CUDA_VISIBLE_DEVICES; empty: as they are
 NPROC=${NPROC:-1}                 # processes, one per GPU
@@ -25,7 +24,6 @@ case $TASK in                     # WARMUP in steps, about an epoch: published f
     qqp | QQP) WARMUP=${WARMUP:-11000} ;;
     mnli | MNLI) WARMUP=${WARMUP:-12000} ;;
 esac
-if [ -n "${WARMUP:-}" ]; then WARMUP="--warmup_steps $WARMUP"; else WARMUP="--warmup_epochs 1"; fi
 INITIAL_TH=${INITIAL_TH:-0}
 FINAL_TH=${FINAL_TH:-0.1}         # what a score's sigmoid must exceed
 REGULARIZATION=${REGULARIZATION:-l1}
@@ -53,11 +51,16 @@ if [ -n "$TARGET_SPARSITY" ]; then AMOUNT=sparsity-$TARGET_SPARSITY; else AMOUNT
 OUTPUT=${OUTPUT:-$NAME/$AMOUNT/$TASK}
 
 LAUNCH=${LAUNCH:-python}          # or a torchrun command of your own, for several nodes
-[ "$NPROC" -ge 1 ] 2> /dev/null || { echo "$0: error: NPROC $NPROC: a number, at least 1" >&2; exit 2; }
-[ "$NPROC" -eq 1 ] || [ "$LAUNCH" = python ] || { echo "$0: error: NPROC and LAUNCH: give one of them" >&2; exit 2; }
-if [ "$NPROC" -gt 1 ]; then LAUNCH="torchrun --standalone --nproc_per_node $NPROC"; fi
+refuse() { echo "$0: error: $1" >&2; exit 2; }
+for name in DEMO CONTRAST DISTILL; do [[ ${!name:-0} == [01] ]] || refuse "$name ${!name}: 0 or 1"; done
+[[ -z $GPU || $GPU, =~ ^((-1|[0-9]+|(GPU|MIG)-[[:alnum:]/-]+),)+$ ]] || refuse "GPU $GPU: numbers or UUIDs, as in 0,1"
+[ "$NPROC" -ge 1 ] 2> /dev/null || refuse "NPROC $NPROC: a number, at least 1"
+[ "$NPROC" -eq 1 ] || [ "$LAUNCH" = python ] || refuse "NPROC and LAUNCH: give one of them"
 if [ -n "$GPU" ]; then export CUDA_VISIBLE_DEVICES="$GPU"; fi
+if [ "${DEMO:-0}" = 1 ]; then PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" exec python -m emmental.demo "$0" "$@"; fi
+if [ "$NPROC" -gt 1 ]; then LAUNCH="torchrun --standalone --nproc_per_node $NPROC"; fi
 
+if [ -n "${WARMUP:-}" ]; then WARMUP="--warmup_steps $WARMUP"; else WARMUP="--warmup_epochs 1"; fi
 [ "$CONTRAST$DISTILL" = 00 ] || set -- --teacher_type "$TEACHER_TYPE" --teacher_name_or_path "$TEACHER_PATH" "$@"
 [ "$DISTILL" = 0 ] || set -- --use_distill --distill_loss_weight "$DISTILL_LOSS_WEIGHT" "$@"
 [ "$CONTRAST" = 0 ] || set -- --use_contrastive_loss --contrastive_temperature "$CONTRASTIVE_TEMPERATURE" \

@@ -6,7 +6,6 @@
 # DEMO=1 runs this very recipe in miniature on data that it makes: no network, no GPU, three minutes.
 set -eu
 here=$(dirname "$0")
-if [ "${DEMO:-0}" != 0 ]; then PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" exec python -m emmental.demo "$0" "$@"; fi
 
 GPU=${GPU:-}                      # visible GPUs, as in CUDA_VISIBLE_DEVICES; empty: as they are
 NPROC=${NPROC:-1}                 # processes, one per GPU
@@ -46,10 +45,14 @@ if [ "$DISTILL" = 0 ]; then NAME=$NAME-no-kd; fi
 OUTPUT=${OUTPUT:-$NAME/keep-$FINAL_TH/squad}
 
 LAUNCH=${LAUNCH:-python}          # or a torchrun command of your own, for several nodes
-[ "$NPROC" -ge 1 ] 2> /dev/null || { echo "$0: error: NPROC $NPROC: a number, at least 1" >&2; exit 2; }
-[ "$NPROC" -eq 1 ] || [ "$LAUNCH" = python ] || { echo "$0: error: NPROC and LAUNCH: give one of them" >&2; exit 2; }
-if [ "$NPROC" -gt 1 ]; then LAUNCH="torchrun --standalone --nproc_per_node $NPROC"; fi
+refuse() { echo "$0: error: $1" >&2; exit 2; }
+for name in DEMO CONTRAST DISTILL; do [[ ${!name:-0} == [01] ]] || refuse "$name ${!name}: 0 or 1"; done
+[[ -z $GPU || $GPU, =~ ^((-1|[0-9]+|(GPU|MIG)-[[:alnum:]/-]+),)+$ ]] || refuse "GPU $GPU: numbers or UUIDs, as in 0,1"
+[ "$NPROC" -ge 1 ] 2> /dev/null || refuse "NPROC $NPROC: a number, at least 1"
+[ "$NPROC" -eq 1 ] || [ "$LAUNCH" = python ] || refuse "NPROC and LAUNCH: give one of them"
 if [ -n "$GPU" ]; then export CUDA_VISIBLE_DEVICES="$GPU"; fi
+if [ "${DEMO:-0}" = 1 ]; then PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" exec python -m emmental.demo "$0" "$@"; fi
+if [ "$NPROC" -gt 1 ]; then LAUNCH="torchrun --standalone --nproc_per_node $NPROC"; fi
 
 [ "$CONTRAST$DISTILL" = 00 ] || set -- --teacher_type "$TEACHER_TYPE" --teacher_name_or_path "$TEACHER_PATH" "$@"
 [ "$DISTILL" = 0 ] || set -- --use_distill --distill_loss_weight "$DISTILL_LOSS_WEIGHT" "$@"

@@ -21,6 +21,18 @@ from emmental.demo.tasks import RECIPE, SCRIPTS, Task
 from emmental.utils.errors import InputError, run
 
 ROOT = Path(__file__).parents[2]  # where the scripts are; the demo's own folder is made where it is started
+HELP = f"""usage: python -m emmental.demo SCRIPT [FLAG ...]
+       DEMO=1 bash SCRIPT [FLAG ...]
+
+{__doc__}
+SCRIPT is the path of {", ".join(list(SCRIPTS)[:2])},
+{" or ".join(list(SCRIPTS)[2:])}; each FLAG goes to the training of the pruned model.
+
+environment:
+  DEMO_SEED  the seed of everything (default: 42)
+  EPOCH, WARMUP, BATCH, LR, FINAL_TH, NPROC and SCRIPT's other variables
+             replace the demo's values for the pruned model, not for the teacher;
+             TASK, DATA_DIR, MODEL, TEACHER_PATH and OUTPUT are always the demo's"""
 
 
 def pretrain(folder: Path, pairs: Texts, seed: int) -> None:
@@ -171,6 +183,9 @@ def compare(task: Task, here: Path, output: Path, dev: Examples, low: float, hig
 def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # matrices this small only wait for one another on more threads
     script, *more = sys.argv[1:] or [""]
+    if {"-h", "--help"} & {script, *more}:
+        print(HELP)
+        return
     if Path(script).name not in SCRIPTS:
         raise InputError(f"{script!r} is not one of {', '.join(SCRIPTS)}")
     (task, sparsity), remaining = SCRIPTS[Path(script).name], bounds(Path(script).name)

@@ -1,13 +1,14 @@
 """One run per folder: a lock that ends with the process that took it, however that process ends.
 
 The lock is the kernel's (flock) on a file in the folder; the file only says who took it. A process that ends by itself
-removes it, and one that a killed process left behind locks nothing.
+removes it; one that is left behind locks nothing.
 """
 
 import atexit
 import fcntl
 import os
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -56,8 +57,11 @@ def lock_folder(folder: Path, flag: str) -> None:
 
 
 def _unlock(folder: Path, made: list[Path], process: int) -> None:
-    """Removes the file, and the folders that were made for it where nothing else came into them."""
-    if os.getpid() == process:
+    """Removes the file, and the folders that were made for it where nothing else came into them.
+
+    Not where another thread ends the process: the main one may write until the end, when the kernel unlocks.
+    """
+    if os.getpid() == process and threading.current_thread() is threading.main_thread():
         (folder / FILE).unlink(missing_ok=True)
         for path in made:
             try:

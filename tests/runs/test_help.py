@@ -1,5 +1,6 @@
 """--help: for which script it is, and its flags in the groups of the argument classes."""
 
+import os
 import re
 import subprocess
 import sys
@@ -29,3 +30,16 @@ def test_help_groups_flags_as_the_argument_classes_do(script, own):
     assert re.search(rf"--max_seq_length N [^()]*\(default: {length}\)", groups["model"])
     assert "(default: pretrained finetuned snapshots)" in groups["contrastive"]
     assert "Defaults are the released ones" in groups[own]
+
+
+def test_the_demo_says_what_it_takes(tmp_path):
+    """Also behind a script, where the flag would only come to the training script after the teacher's training."""
+    answers = [
+        subprocess.run([*command, "--help"], cwd=tmp_path, env=os.environ | environ, capture_output=True, text=True)
+        for command, environ in (
+            ([sys.executable, "-m", "emmental.demo"], {"PYTHONPATH": str(ROOT)}),
+            (["bash", ROOT / "run_squad_soft_kd.sh"], {"DEMO": "1"}),
+        )
+    ]
+    assert [answer.returncode for answer in answers] == [0, 0] and answers[0].stdout == answers[1].stdout
+    assert answers[0].stdout.startswith("usage: python -m emmental.demo SCRIPT ") and not list(tmp_path.iterdir())

@@ -119,6 +119,26 @@ def test_a_child_does_not_outlive_the_lock(tmp_path):
         assert ran.stdout == "held\n", ran.stderr
 
 
+LEAVE = """
+import os, threading
+from emmental.utils import group
+def end(code, end=os._exit):
+    print("a file" if (Path(sys.argv[1]) / ".lock").exists() else "none", flush=True)
+    end(code)
+os._exit = end
+threading.Thread(target=group.leave_at_once, args=(3,)).start()
+time.sleep(60)
+"""
+
+
+def test_a_process_that_another_thread_ends_holds_the_lock_to_its_end(tmp_path):
+    """The main thread may be writing until then; what is left locks nothing."""
+    for rest, said, code in ((LEAVE, "held\na file\n", 3), ("", "held\n", 0)):
+        command = [sys.executable, "-c", HOLD.format(rest=rest), tmp_path]
+        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert (ran.stdout, ran.returncode) == (said, code), ran.stderr
+
+
 def test_a_process_may_lock_twice(tmp_path):
     """As one does that runs two scripts, one after the other; a child that it forks may not."""
     rest = "other = Path(sys.argv[1]) / '..' / Path(sys.argv[1]).name\n"

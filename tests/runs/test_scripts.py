@@ -163,6 +163,25 @@ def test_process_counts_that_are_none_are_refused(run, script, number):
 
 
 @pytest.mark.parametrize("script", OWN)
+@pytest.mark.parametrize("demo", ["", "1"])
+def test_switches_are_0_or_1(run, script, demo):
+    """Before the demo starts, too."""
+    for name, value in (("CONTRAST", "maybe"), ("DISTILL", "01"), ("DEMO", "2")):
+        (line,) = run(script, status=2, **{"DEMO": demo, name: value})
+        assert line.endswith(f"error: {name} {value}: 0 or 1")
+
+
+@pytest.mark.parametrize("script", OWN)
+def test_gpus_are_numbers_or_uuids(run, script):
+    for gpu in ("0", "-1", "0,12", "GPU-8932f937-d72c,MIG-af0c", "MIG-GPU-8932f937-d72c/1/0"):
+        assert run(script, GPU=gpu)[-1] == f"gpus={gpu}"
+    for gpu in ("x", "0,", "0 1", "cuda:0", "GPU-"):
+        (line,) = run(script, status=2, GPU=gpu)
+        assert line.endswith(f"error: GPU {gpu}: numbers or UUIDs, as in 0,1")
+    assert run(script, DEMO="1", GPU="1")[-1] == "gpus=1"
+
+
+@pytest.mark.parametrize("script", OWN)
 def test_the_program_lies_beside_the_script(run, script):
     """The fixture runs in another folder than the scripts' own."""
     assert Path(run(script)[1]) == ROOT / f"masked_{script[: script.index('_', 4)]}.py"
@@ -226,3 +245,9 @@ def test_demo_is_handed_over(run, script):
     assert words[:3] == ["python", "-m", "emmental.demo"]
     assert words[3].endswith(script)
     assert words[4] == "--bf16"
+
+
+@pytest.mark.parametrize("script", GLUE)
+def test_the_demo_gets_the_environment_as_it_was(run, tmp_path, script):
+    (tmp_path / "bin" / "python").write_text('#!/bin/sh\necho "$WARMUP; $FINAL_TH; $LAUNCH"\n')
+    assert run(script, DEMO="1", WARMUP="60") == ["60; ; "]
