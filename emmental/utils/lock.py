@@ -38,8 +38,7 @@ def lock_folder(folder: Path, flag: str) -> None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(handle, 1000).decode(errors="replace").strip() or "another process"
-            raise InputError(f"{flag} {folder}: in use by {holder}; one run per folder") from None
+            raise InputError(f"{flag} {folder}: in use by {_holder(handle)}; one run per folder") from None
         except OSError as error:  # some network file systems
             print_once(f"{flag} {folder}: cannot be locked ({error.strerror}); let no other run write to it")
             return
@@ -54,6 +53,14 @@ def lock_folder(folder: Path, flag: str) -> None:
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
     except OSError:  # a full disk: the lock holds all the same
         pass
+
+
+def _holder(handle: int, patience: float = 2.0) -> str:
+    """Who holds the lock, by its file, which its holder writes just after it has taken it."""
+    end = time.monotonic() + patience
+    while not (said := os.pread(handle, 1000, 0).decode(errors="replace").strip()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return said or "another process"
 
 
 def _unlock(folder: Path, made: list[Path], process: int) -> None:

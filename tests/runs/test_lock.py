@@ -95,7 +95,7 @@ print("held", flush=True)
 
 
 def test_many_at_once_leave_one(tmp_path):
-    """Of eight processes that start together one has the folder, which is gone with the lock where it stays empty."""
+    """Of eight processes that start together one has the folder, and the others name it; it leaves nothing in there."""
     folder = tmp_path / "a" / "b"
     settings = {"cwd": ROOT, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     program = [sys.executable, "-c", HOLD.format(rest="sys.stdin.read()"), folder]
@@ -106,7 +106,12 @@ def test_many_at_once_leave_one(tmp_path):
     for loser in losers:
         assert f"in use by process {winner.pid} on" in loser.communicate()[1]
     winner.communicate("")
-    assert not (tmp_path / "a").exists()
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))  # a loser may have made the folder: that stays
+
+
+def test_a_folder_made_for_nothing_is_gone(tmp_path):
+    subprocess.run([sys.executable, "-c", HOLD.format(rest=""), tmp_path / "a" / "b"], cwd=ROOT, check=True)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_child_does_not_outlive_the_lock(tmp_path):
