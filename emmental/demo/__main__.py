@@ -189,7 +189,9 @@ def main() -> None:
     if Path(script).name not in SCRIPTS:
         raise InputError(f"{script!r} is not one of {', '.join(SCRIPTS)}")
     (task, sparsity), remaining = SCRIPTS[Path(script).name], bounds(Path(script).name)
-    seed, here, started = int(os.environ.get("DEMO_SEED", 42)), Path("demo") / task.name, time.time()
+    if not (given := os.environ.get("DEMO_SEED", "42")).isdecimal():
+        raise InputError(f"DEMO_SEED {given}: a number, at least 0")
+    seed, here, started = int(given), Path("demo") / task.name, time.time()
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     settings = {"seed": seed, "cache_dir": here / "cache", **task.flags}
     flags = [part for name, value in settings.items() for part in (f"--{name}", value)]
