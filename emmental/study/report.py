@@ -1,7 +1,7 @@
 """Table and picture of a grid, made from its result lines alone: GRID.md and GRID.png beside GRID.jsonl.
 
-The table gives mean and standard deviation over seeds; the picture the metric against the remaining weights, one line
-for each method with its seeds as dots, the teacher dashed, the floors dotted.
+The table gives mean and standard deviation over seeds; the picture the metric against the remaining weights, or method by
+method where all keep the same share, one line for each method with its seeds as dots, the teacher dashed, the floors dotted.
 """
 
 from collections import defaultdict
@@ -123,8 +123,8 @@ def table_row(group: Group, metrics: list[str], floors: list[dict]) -> list[str]
 
 
 def picture(sets: dict[tuple, list[dict]], path: Path) -> None:
-    """One panel for each set of data: its first metric against the remaining weights, or against the epochs where all
-    keep the same share and recipes differ."""
+    """One panel for each set of data: its first metric against the remaining weights; where all keep the same share,
+    against the epochs, or by method where the epochs are the same too."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -141,7 +141,8 @@ def panel(axis, lines: list[dict]) -> None:
     """Draws one set of data."""
     metric = next(iter(lines[0]["metrics"]), "")
     found = groups([line for line in lines if line["kind"] == "pruned"])
-    by_epochs = len({group.keep for group in found}) == 1 and len({group.epochs for group in found}) > 1
+    one_share, one_length = (len({getattr(group, of) for group in found}) == 1 for of in ("keep", "epochs"))
+    by_epochs, by_method = one_share and not one_length, one_share and one_length
     curves = defaultdict(list)
     for group in found:
         curves[f"{group.method} at {group.learning_rate:g}" if by_epochs else label(group, found)].append(group)
@@ -149,7 +150,11 @@ def panel(axis, lines: list[dict]) -> None:
     for number, (name, members) in enumerate(curves.items()):
         aside = 1 + shift * (number - (len(curves) - 1) / 2)
         points = [
-            (aside * (group.epochs if by_epochs else line["remaining_weights"]), percent(line, metric), at)
+            (
+                number if by_method else aside * (group.epochs if by_epochs else line["remaining_weights"]),
+                percent(line, metric),
+                at,
+            )
             for at, group in enumerate(members)
             for line in group.finished
         ]
@@ -166,6 +171,11 @@ def panel(axis, lines: list[dict]) -> None:
             style = ":" if line["method"] != "embeddings" else (0, (1, 3))
             axis.axhline(percent(line, metric), color="grey", linestyle=style, label=FLOORS[line["method"]])
     finish(axis, lines[0], metric, EPOCHS if by_epochs else WEIGHTS, found)
+    if by_method:  # nothing but the method differs: it has the axis
+        axis.set(xscale="linear", xlim=(-0.6, len(curves) - 0.4), xlabel=f"{found[0].keep:g} % of the weights left")
+        axis.set_xticks(range(len(curves)), curves)
+        handles = [line for line in axis.get_lines() if line.get_label() not in curves]
+        axis.legend(handles=handles, fontsize=8)
 
 
 def label(group: Group, found: list[Group]) -> str:

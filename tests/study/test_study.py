@@ -359,6 +359,16 @@ def test_report_draws_every_seed(lines_file):
     assert lines_file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_report_names_the_methods_where_nothing_else_differs():
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots()
+    report.panel(axis, [found for found in LINES if "metrics" in found and found["keep"] == 10])
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["CAP-m", "movement"]
+    assert [text.get_text() for text in axis.get_legend().get_texts()][0] == "teacher"
+    pyplot.close(figure)
+
+
 def test_report_of_nothing_is_refused(tmp_path):
     with pytest.raises(InputError, match="no result line"):
         report.write(tmp_path / "grid.jsonl")
