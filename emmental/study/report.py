@@ -1,7 +1,7 @@
 """Table and picture of a grid, made from its result lines alone: GRID.md and GRID.png beside GRID.jsonl.
 
-The table gives mean and standard deviation over seeds; the picture the metric against the remaining weights, or method by
-method where all keep the same share, one line for each method with its seeds as dots, the teacher dashed, the floors dotted.
+The table gives mean and standard deviation over seeds; the picture the metric against the remaining weights, or method
+by method where all keep the same share: seeds as dots, a method's means as one line, the teacher dashed, floors dotted.
 """
 
 from collections import defaultdict

@@ -365,7 +365,7 @@ def test_report_names_the_methods_where_nothing_else_differs():
     figure, axis = pyplot.subplots()
     report.panel(axis, [found for found in LINES if "metrics" in found and found["keep"] == 10])
     assert [text.get_text() for text in axis.get_xticklabels()] == ["CAP-m", "movement"]
-    assert [text.get_text() for text in axis.get_legend().get_texts()][0] == "teacher"
+    assert axis.get_legend().get_texts()[0].get_text() == "teacher"
     pyplot.close(figure)
 
 
