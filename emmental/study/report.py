@@ -66,15 +66,19 @@ def groups(lines: list[dict]) -> list[Group]:
     return sorted(found.values(), key=lambda group: -group.keep)
 
 
-def remark(group: Group, metric: str, floors: list[dict]) -> str:
-    """Whether a model is at a floor, or below one, by the mean over its seeds; and which cells failed."""
-    notes, values = [], group.values(metric)
-    for floor in sorted(floors, key=lambda line: percent(line, metric)) if values else []:
-        distance = mean(values) - percent(floor, metric)
+def remark(group: Group, metrics: list[str], floors: list[dict]) -> str:
+    """Whether a model is at a floor, or below one, by the mean of the first metric; and how many cells failed.
+
+    Where the other metrics are not the floor's, as with guesses of another class, the remark says so.
+    """
+    notes = []
+    for floor in sorted(floors, key=lambda line: percent(line, metrics[0])) if group.finished else []:
+        first, *others = (mean(group.values(metric)) - percent(floor, metric) for metric in metrics)
         name = FLOORS[floor["method"]].removeprefix("floor: ")
-        if abs(distance) <= AT_FLOOR:
-            notes.append(f"at {name}")
-        elif distance < 0:
+        if abs(first) <= AT_FLOOR:
+            alike = all(abs(other) <= AT_FLOOR for other in others)
+            notes.append(f"at {name}" + ("" if alike else f" in {NAMES[metrics[0]]} alone"))
+        elif first < 0:
             notes.append(f"below {name}")
     failed = len(group.lines) - len(group.finished)
     return "; ".join(notes + ([f"{failed} failed"] if failed else []))
@@ -114,12 +118,12 @@ def table_row(group: Group, metrics: list[str], floors: list[dict]) -> list[str]
     finished, first = group.finished, metrics[0] if metrics else ""
     row = [group.method, str(group.epochs), f"{group.learning_rate:g}"]
     if not finished:
-        return [*row, f"{group.keep:g} %", "", *("" for _ in metrics), "0", "", "", remark(group, first, [])]
+        return [*row, f"{group.keep:g} %", "", *("" for _ in metrics), "0", "", "", remark(group, metrics, [])]
     left = [f"{mean(line[name] for line in finished):.1f} %" for name in results.REMAINING[:2]]
     scores = [spread(group.values(metric)) for metric in metrics]
     kept = [100 * line["metrics"][first] / line["teacher"][first] for line in finished]
     steps = ", ".join(sorted({str(line["steps"]) for line in finished}))
-    return [*row, *left, *scores, str(len(finished)), f"{spread(kept)} %", steps, remark(group, first, floors)]
+    return [*row, *left, *scores, str(len(finished)), f"{spread(kept)} %", steps, remark(group, metrics, floors)]
 
 
 def picture(sets: dict[tuple, list[dict]], path: Path) -> None:

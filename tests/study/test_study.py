@@ -311,8 +311,9 @@ LINES = [
     line("a1", metrics={"acc": 0.77, "f1": 0.68}),
     line("a2", seed=2, metrics={"acc": 0.78, "f1": 0.69}),
     line("a3", seed=3, metrics={"acc": 0.79, "f1": 0.70}),
-    line("b1", method="movement", metrics={"acc": 0.63, "f1": 0.01}),
+    line("b1", method="movement", metrics={"acc": 0.63, "f1": 0.003}),
     line("b2", method="movement", seed=2, status="failed", error="killed"),
+    line("d1", method="magnitude", metrics={"acc": 0.63, "f1": 0.5}),
     line("c1", keep=50, remaining_weights=50.0, remaining_weights_released=50.2, metrics={"acc": 0.75, "f1": 0.6}),
 ]
 
@@ -336,8 +337,10 @@ def test_report_gives_means_spreads_and_floors(lines_file):
         *("10", "0.0002", "10.0 %", "10.4 %", "78.0 ± 1.0", "69.0 ± 1.0", "3", "97.5 ± 1.2 %", "1250", "")
     ]
     movement = by_method["movement", "10.0 %"]
-    assert movement[5:8] == ["63.0", "1.0", "1"]
+    assert movement[5:8] == ["63.0", "0.3", "1"]
     assert movement[-1] == "at the majority class; below regression on frozen word embeddings; 1 failed"
+    guesses = "at the majority class in accuracy alone; below regression on frozen word embeddings"
+    assert by_method["magnitude", "10.0 %"][-1] == guesses
     assert by_method["CAP-m", "50.0 %"][-1] == "below regression on frozen word embeddings"
     assert by_method["teacher", "100 %"][5:7] == ["80.0", "70.0"]
     assert by_method["floor: the majority class", ""][5:7] == ["62.7", "0.0"]
@@ -351,9 +354,15 @@ def test_report_draws_every_seed(lines_file):
     figure, axis = pyplot.subplots()
     report.panel(axis, [found for found in results.latest(results.read(lines_file)).values() if "metrics" in found])
     labels = axis.get_legend_handles_labels()[1]
-    assert labels == ["CAP-m", "movement", "teacher", *(report.FLOORS[name] for name in ("majority", "embeddings"))]
+    assert labels == [
+        "CAP-m",
+        "movement",
+        "magnitude",
+        "teacher",
+        *(report.FLOORS[name] for name in ("majority", "embeddings")),
+    ]
     dots = sorted(round(float(y), 6) for points in axis.collections for _, y in points.get_offsets())
-    assert dots == [63.0, 75.0, 77.0, 78.0, 79.0]
+    assert dots == [63.0, 63.0, 75.0, 77.0, 78.0, 79.0]
     pyplot.close(figure)
     report.write(lines_file)
     assert lines_file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
@@ -364,7 +373,7 @@ def test_report_names_the_methods_where_nothing_else_differs():
 
     figure, axis = pyplot.subplots()
     report.panel(axis, [found for found in LINES if "metrics" in found and found["keep"] == 10])
-    assert [text.get_text() for text in axis.get_xticklabels()] == ["CAP-m", "movement"]
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["CAP-m", "movement", "magnitude"]
     assert axis.get_legend().get_texts()[0].get_text() == "teacher"
     pyplot.close(figure)
 
