@@ -4,6 +4,7 @@
 #   TASK=mnli FINAL_TH=0.1 bash run_glue_topk_kd.sh --bf16
 # CONTRAST=0 is movement pruning, CONTRAST=0 METHOD=magnitude magnitude pruning; DISTILL=0 leaves out distillation.
 # DEMO=1 runs this very recipe in miniature on data that it makes: no network, no GPU, three minutes.
+[ -n "${BASH_VERSION:-}" ] || { echo "$0: error: start it with bash" >&2; exit 2; }
 set -eu
 here=$(dirname "$0")
 

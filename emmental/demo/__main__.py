@@ -32,7 +32,8 @@ environment:
   DEMO_SEED  the seed of everything (default: 42)
   EPOCH, WARMUP, BATCH, LR, FINAL_TH, NPROC and SCRIPT's other variables
              replace the demo's values for the pruned model, not for the teacher;
-             TASK, DATA_DIR, MODEL, TEACHER_PATH and OUTPUT are always the demo's"""
+             TASK, DATA_DIR, MODEL, TEACHER_PATH, OUTPUT and SEED are always the demo's;
+             GPU holds for the teacher too"""
 
 
 def pretrain(folder: Path, pairs: Texts, seed: int) -> None:
@@ -189,8 +190,9 @@ def main() -> None:
     if Path(script).name not in SCRIPTS:
         raise InputError(f"{script!r} is not one of {', '.join(SCRIPTS)}")
     (task, sparsity), remaining = SCRIPTS[Path(script).name], bounds(Path(script).name)
-    if not (given := os.environ.get("DEMO_SEED", "42")).isdecimal():
-        raise InputError(f"DEMO_SEED {given}: a number, at least 0")
+    given = os.environ.get("DEMO_SEED", "42")
+    if not given.isdecimal() or len(given) > 18:  # the scripts take seeds below 2^63
+        raise InputError(f"DEMO_SEED {given}: a number of at most 18 digits")
     seed, here, started = int(given), Path("demo") / task.name, time.time()
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     settings = {"seed": seed, "cache_dir": here / "cache", **task.flags}

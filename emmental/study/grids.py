@@ -83,6 +83,7 @@ def rows(methods: tuple[str, ...], keeps: tuple[float, ...], seeds=SEEDS, recipe
 FAST, OFTEN = ("--bf16",), (("SAVE_STEPS", "500"),)
 SST2 = Recipe(10)
 QQP = Recipe(10, "2e-4")
+SQUAD = Recipe(20, "2e-4")
 DEMO = Recipe(6, "5e-4")
 
 GRIDS: dict[str, tuple[Experiment, ...]] = {
@@ -126,7 +127,7 @@ GRIDS: dict[str, tuple[Experiment, ...]] = {
     "squad": (
         Experiment(
             *("squad", "", 2000),
-            rows=rows(("movement", "CAP-m"), (50, 10), seeds=(1,), recipe=QQP),
+            rows=rows(("movement", "CAP-m"), (50, 10), seeds=(1,), recipe=SQUAD),
             teacher=Recipe(2),
             environment=OFTEN,
             flags=FAST,

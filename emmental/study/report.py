@@ -75,11 +75,11 @@ def remark(group: Group, metrics: list[str], floors: list[dict]) -> str:
     for floor in sorted(floors, key=lambda line: percent(line, metrics[0])) if group.finished else []:
         first, *others = (mean(group.values(metric)) - percent(floor, metric) for metric in metrics)
         name = FLOORS[floor["method"]].removeprefix("floor: ")
-        if abs(first) <= AT_FLOOR:
-            alike = all(abs(other) <= AT_FLOOR for other in others)
-            notes.append(f"at {name}" + ("" if alike else f" in {NAMES[metrics[0]]} alone"))
-        elif first < 0:
-            notes.append(f"below {name}")
+        if first > AT_FLOOR:
+            continue
+        at = abs(first) <= AT_FLOOR
+        alike = all(abs(other) <= AT_FLOOR if at else other <= AT_FLOOR for other in others)
+        notes.append(f"{'at' if at else 'below'} {name}" + ("" if alike else f" in {NAMES[metrics[0]]} alone"))
     failed = len(group.lines) - len(group.finished)
     return "; ".join(notes + ([f"{failed} failed"] if failed else []))
 
@@ -146,7 +146,8 @@ def panel(axis, lines: list[dict]) -> None:
     metric = next(iter(lines[0]["metrics"]), "")
     found = groups([line for line in lines if line["kind"] == "pruned"])
     one_share, one_length = (len({getattr(group, of) for group in found}) == 1 for of in ("keep", "epochs"))
-    by_epochs, by_method = one_share and not one_length, one_share and one_length
+    by_epochs = one_share and not one_length
+    by_method = one_share and one_length and len({group.learning_rate for group in found}) == 1
     curves = defaultdict(list)
     for group in found:
         curves[f"{group.method} at {group.learning_rate:g}" if by_epochs else label(group, found)].append(group)
@@ -178,8 +179,8 @@ def panel(axis, lines: list[dict]) -> None:
     if by_method:  # nothing but the method differs: it has the axis
         axis.set(xscale="linear", xlim=(-0.6, len(curves) - 0.4), xlabel=f"{found[0].keep:g} % of the weights left")
         axis.set_xticks(range(len(curves)), curves)
-        handles = [line for line in axis.get_lines() if line.get_label() not in curves]
-        axis.legend(handles=handles, fontsize=8)
+        levels = [line for line in axis.get_lines() if line.get_label() not in curves]
+        axis.legend(handles=sorted(levels, key=lambda line: line.get_label() != "teacher"), fontsize=8)
 
 
 def label(group: Group, found: list[Group]) -> str:

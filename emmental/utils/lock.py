@@ -58,9 +58,10 @@ def lock_folder(folder: Path, flag: str) -> None:
 def _holder(handle: int, patience: float = 2.0) -> str:
     """Who holds the lock, by its file, which its holder writes just after it has taken it."""
     end = time.monotonic() + patience
-    while not (said := os.pread(handle, 1000, 0).decode(errors="replace").strip()) and time.monotonic() < end:
+    time.sleep(0.05)  # a file left behind names the process before, until then
+    while not (name := os.pread(handle, 1000, 0).decode(errors="replace").strip()) and time.monotonic() < end:
         time.sleep(0.02)
-    return said or "another process"
+    return name or "another process"
 
 
 def _unlock(folder: Path, made: list[Path], process: int) -> None:

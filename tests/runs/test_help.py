@@ -34,11 +34,13 @@ def test_help_groups_flags_as_the_argument_classes_do(script, own):
 
 def test_the_demo_says_what_it_takes(tmp_path):
     """Also behind a script, where the flag would only come to the training script after the teacher's training."""
+    path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
+    unset = dict.fromkeys(("GPU", "NPROC", "CONTRAST", "DISTILL"), "")
     answers = [
         subprocess.run([*command, "--help"], cwd=tmp_path, env=os.environ | environ, capture_output=True, text=True)
         for command, environ in (
             ([sys.executable, "-m", "emmental.demo"], {"PYTHONPATH": str(ROOT)}),
-            (["bash", ROOT / "run_squad_soft_kd.sh"], {"DEMO": "1"}),
+            (["bash", ROOT / "run_squad_soft_kd.sh"], {"DEMO": "1", "PATH": path} | unset),
         )
     ]
     assert [answer.returncode for answer in answers] == [0, 0] and answers[0].stdout == answers[1].stdout

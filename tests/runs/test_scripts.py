@@ -250,4 +250,4 @@ def test_demo_is_handed_over(run, script):
 @pytest.mark.parametrize("script", GLUE)
 def test_the_demo_gets_the_environment_as_it_was(run, tmp_path, script):
     (tmp_path / "bin" / "python").write_text('#!/bin/sh\necho "$WARMUP; $FINAL_TH; $LAUNCH"\n')
-    assert run(script, DEMO="1", WARMUP="60") == ["60; ; "]
+    assert run(script, DEMO="1", WARMUP="60", NPROC="2", LAUNCH="python", FINAL_TH="0.2") == ["60; 0.2; python"]

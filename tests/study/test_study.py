@@ -313,7 +313,7 @@ LINES = [
     line("a3", seed=3, metrics={"acc": 0.79, "f1": 0.70}),
     line("b1", method="movement", metrics={"acc": 0.63, "f1": 0.003}),
     line("b2", method="movement", seed=2, status="failed", error="killed"),
-    line("d1", method="magnitude", metrics={"acc": 0.63, "f1": 0.5}),
+    line("d1", method="magnitude", metrics={"acc": 0.63, "f1": 0.7}),
     line("c1", keep=50, remaining_weights=50.0, remaining_weights_released=50.2, metrics={"acc": 0.75, "f1": 0.6}),
 ]
 
@@ -339,7 +339,7 @@ def test_report_gives_means_spreads_and_floors(lines_file):
     movement = by_method["movement", "10.0 %"]
     assert movement[5:8] == ["63.0", "0.3", "1"]
     assert movement[-1] == "at the majority class; below regression on frozen word embeddings; 1 failed"
-    guesses = "at the majority class in accuracy alone; below regression on frozen word embeddings"
+    guesses = "at the majority class in accuracy alone; below regression on frozen word embeddings in accuracy alone"
     assert by_method["magnitude", "10.0 %"][-1] == guesses
     assert by_method["CAP-m", "50.0 %"][-1] == "below regression on frozen word embeddings"
     assert by_method["teacher", "100 %"][5:7] == ["80.0", "70.0"]
@@ -375,6 +375,7 @@ def test_report_names_the_methods_where_nothing_else_differs():
     report.panel(axis, [found for found in LINES if "metrics" in found and found["keep"] == 10])
     assert [text.get_text() for text in axis.get_xticklabels()] == ["CAP-m", "movement", "magnitude"]
     assert axis.get_legend().get_texts()[0].get_text() == "teacher"
+    assert sorted({float(x) for dots in axis.collections for x, _ in dots.get_offsets()}) == [0, 1, 2]
     pyplot.close(figure)
 
 
