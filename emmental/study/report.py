@@ -151,7 +151,7 @@ def panel(axis, lines: list[dict]) -> None:
     curves = defaultdict(list)
     for group in found:
         curves[f"{group.method} at {group.learning_rate:g}" if by_epochs else label(group, found)].append(group)
-    shift = 0.06 if by_epochs else 0.03  # curves that share a place are drawn side by side, so that all are seen
+    shift = 0.03  # curves that share a place are drawn side by side, so that all are seen
     for number, (name, members) in enumerate(curves.items()):
         aside = 1 + shift * (number - (len(curves) - 1) / 2)
         points = [
@@ -180,7 +180,7 @@ def panel(axis, lines: list[dict]) -> None:
         axis.set(xscale="linear", xlim=(-0.6, len(curves) - 0.4), xlabel=f"{found[0].keep:g} % of the weights left")
         axis.set_xticks(range(len(curves)), curves)
         levels = [line for line in axis.get_lines() if line.get_label() not in curves]
-        axis.legend(handles=sorted(levels, key=lambda line: line.get_label() != "teacher"), fontsize=8)
+        axis.legend(handles=sorted(levels, key=lambda line: line.get_label() != "teacher"), fontsize=8, loc="best")
 
 
 def label(group: Group, found: list[Group]) -> str:
@@ -202,7 +202,7 @@ def finish(axis, line: dict, metric: str, x_title: str, found: list[Group]) -> N
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_title(about_data(line))
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))  # beside the panel: it may have many names
 
 
 def about_data(line: dict) -> str:
