@@ -151,9 +151,8 @@ def panel(axis, lines: list[dict]) -> None:
     curves = defaultdict(list)
     for group in found:
         curves[f"{group.method} at {group.learning_rate:g}" if by_epochs else label(group, found)].append(group)
-    shift = 0.03  # curves that share a place are drawn side by side, so that all are seen
     for number, (name, members) in enumerate(curves.items()):
-        aside = 1 + shift * (number - (len(curves) - 1) / 2)
+        aside = 1 + 0.03 * (number - (len(curves) - 1) / 2)  # curves at one place stand side by side: all are seen
         points = [
             (
                 number if by_method else aside * (group.epochs if by_epochs else line["remaining_weights"]),

@@ -44,24 +44,29 @@ class Runner:
         return {name: line for name, line in lines.items() if line["status"] == "finished"}
 
     def take(self) -> tuple[Cell, IO] | None:
-        """The next cell that is missing, whose teacher is there and that nobody else runs, with its lock."""
+        """The next cell that can be run, with its lock; those come first whose command has ended without a line."""
         with self.guard:
             finished = self.finished()
             for cell in sorted(self.cells, key=lambda cell: not self.left(cell)):
-                if cell.name in finished or cell.name in self.taken or cell.name in self.failed:
-                    continue
-                if cell.needs in self.failed:
-                    self.fail(cell, f"{cell.needs} failed")
-                    continue
-                if cell.needs and cell.needs not in finished:
-                    continue
-                lock = acquire(self.folder(cell) / "lock")
-                if lock and cell.name in self.finished():  # another runner ended it since
-                    lock.close()
-                elif lock:
+                if lock := self.claim(cell, finished):
                     self.taken.add(cell.name)
                     return cell, lock
         return None
+
+    def claim(self, cell: Cell, finished: dict[str, dict]) -> IO | None:
+        """The lock of a cell that is missing, whose teacher is there and that nobody else runs."""
+        if cell.name in finished or cell.name in self.taken or cell.name in self.failed:
+            return None
+        if cell.needs in self.failed:
+            self.fail(cell, f"{cell.needs} failed")
+            return None
+        if cell.needs and cell.needs not in finished:
+            return None
+        lock = acquire(self.folder(cell) / "lock")
+        if lock and cell.name in self.finished():  # another runner ended it since
+            lock.close()
+            return None
+        return lock
 
     def waiting(self) -> bool:
         """Whether a cell may become free: one whose teacher is not finished yet, here or with another runner."""
