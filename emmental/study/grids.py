@@ -83,6 +83,7 @@ def rows(methods: tuple[str, ...], keeps: tuple[float, ...], seeds=SEEDS, recipe
 FAST, OFTEN = ("--bf16",), (("SAVE_STEPS", "500"),)
 SST2 = Recipe(10)
 QQP = Recipe(10, "2e-4")
+QQP_ALL = Recipe(5, "2e-4")
 SQUAD = Recipe(20, "2e-4")
 DEMO = Recipe(6, "5e-4")
 
@@ -120,6 +121,14 @@ GRIDS: dict[str, tuple[Experiment, ...]] = {
                 for keep in (10, 50)
                 for row in rows(("CAP-m", "movement", "CAP-soft", "soft movement", "magnitude"), (keep,), recipe=QQP)
             ),
+            environment=OFTEN,
+            flags=FAST,
+        ),
+    ),
+    "qqp-all": (
+        Experiment(
+            *("qqp", "QQP", 23496),  # all of the subset that the study's results are on
+            rows=rows(("CAP-m", "movement", "CAP-soft", "soft movement", "magnitude"), (10,), recipe=QQP_ALL),
             environment=OFTEN,
             flags=FAST,
         ),
