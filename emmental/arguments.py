@@ -125,6 +125,12 @@ class TrainingArguments:
     warmup_epochs: float = flag(0.0, "the same in epochs, in place of warmup_steps")
     gradient_accumulation_steps: int = flag(1, "batches per optimizer step")
     evaluate_during_training: bool = flag(False, "evaluate every logging_steps", affects_training=False)
+    evaluate_at: str = flag(
+        "final",
+        "the threshold of evaluations during training: that of the saved model, as released, or the step's own",
+        ("final", "running"),
+        affects_training=False,
+    )
     logging_steps: int = flag(50, "optimizer steps between log lines", affects_training=False)
     save_steps: int = flag(50, "optimizer steps between checkpoints; 0: none", affects_training=False)
     save_total_limit: int = flag(0, "checkpoints to keep, the newest ones; 0: all", affects_training=False)

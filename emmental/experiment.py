@@ -202,7 +202,9 @@ def log_and_evaluate(
     line = scalars(state.model, done, state.losses.means(done.step))
     log.scalars(done.step, line)
     if args.evaluate_during_training and not ended:
-        if state.masks:
+        if state.masks and args.evaluate_at == "running":
+            state.masks.set_masks_at(state.model, done.threshold)
+        elif state.masks:
             state.masks.set_final_masks(state.model)
         log_evaluation(log, done.step, state.model, evaluate(state.model, Path(args.output_dir)))
     return line

@@ -66,12 +66,14 @@ class MaskSchedule:
         return threshold, regu_lambda
 
     def set_final_masks(self, model: nn.Module) -> None:
-        """Makes the masks that a model in training is evaluated and saved with; the config keeps their threshold."""
-        threshold = self.final_threshold
+        """Makes the masks that a model in training is saved with, and by default evaluated."""
+        target = self.controller and self.controller.target
+        self.set_masks_at(model, calibrated_threshold(model, target) if target else self.final_threshold)
+
+    def set_masks_at(self, model: nn.Module, threshold: float) -> None:
+        """Makes the masks at a threshold of the schedule from the present scores; the config keeps what was cut at."""
         if self.global_cut_every:
             threshold = global_cut(model, threshold)
-        elif self.controller:
-            threshold = calibrated_threshold(model, self.controller.target)
         model.config.threshold = threshold
         set_threshold(model, threshold)
 

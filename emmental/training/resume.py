@@ -27,7 +27,7 @@ UNUSED = (".partial", PASSED_OVER)
 # processes the product counts.
 IMMATERIAL = {"output_dir", "cache_dir", "resume_from_checkpoint", "overwrite_output_dir", "overwrite_cache", "no_cuda"}
 IMMATERIAL |= {"per_gpu_train_batch_size", "per_gpu_eval_batch_size", "threads", "verbose_logging"}
-IMMATERIAL |= {"save_steps", "save_total_limit", "logging_steps"}
+IMMATERIAL |= {"save_steps", "save_total_limit", "logging_steps", "evaluate_at"}
 
 
 @dataclass(frozen=True)

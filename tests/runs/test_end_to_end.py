@@ -25,6 +25,7 @@ METRICS = {
     | {f"best_{name}" for name in ("exact", "f1", "exact_thresh", "f1_thresh")},
 }
 REMAINING = {"remaining_weights", "remaining_weights_released"}
+GLOBAL = ["--pruning_method", "threshold", "--global_topk", "--final_threshold", 0.1]
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +167,7 @@ def test_weights_of_older_runs_are_read_as_tensors_only(trained, world, tmp_path
 
 
 OTHER = {
-    "global_topk": ["--pruning_method", "threshold", "--global_topk", "--final_threshold", 0.1],
+    "global_topk": GLOBAL,
     "l0": ["--pruning_method", "l0", "--regularization", "l0", "--final_lambda", 10, "--mask_scale", 2],
     "magnitude": ["--pruning_method", "magnitude", "--final_threshold", 0.1],
     "threshold": ["--pruning_method", "threshold", "--initial_threshold", 0, "--final_threshold", 0.005],
@@ -250,6 +251,28 @@ def test_evaluations_on_the_way_equal_those_of_checkpoints(world, tmp_path, task
     on_the_way = next(line for line in lines if line["step"] == 4)
     masks = {"step": 4, "eval/remaining_weights": 100.0, "eval/threshold": 0.1}
     assert on_the_way == {f"eval/{name}": value for name, value in results["checkpoints"]["4"].items()} | masks
+
+
+@pytest.mark.parametrize(
+    "flags, kept",
+    [(HARD, True), ([*SOFT, "--target_sparsity", 0.9], False), (GLOBAL, True)],
+    ids=["hard", "soft", "global"],
+)
+def test_evaluations_at_the_running_threshold(world, tmp_path, flags, kept):
+    """They have the masks of the step's own threshold, a share of the weights if `kept`, and leave the run as it is."""
+    command = [*world.command("qqp"), *TRAIN, *flags, "--save_steps", 0]
+    succeed(*command, "--output_dir", tmp_path / "a")
+    succeed(*command, "--evaluate_during_training", "--evaluate_at", "running", "--output_dir", tmp_path / "b")
+    lines, (*evaluated, last) = log(tmp_path / "b"), log(tmp_path / "b", "eval/")
+    assert [line["step"] for line in evaluated] == [line["step"] for line in lines[:-1]]
+    for step, line in zip(lines, evaluated, strict=False):
+        if kept:
+            assert line["eval/remaining_weights"] == pytest.approx(100 * step["threshold"], abs=0.1)
+        else:
+            assert line["eval/threshold"] == step["threshold"]
+    assert len({line["eval/threshold"] for line in evaluated}) > 2
+    assert last == log(tmp_path / "a", "eval/")[-1] and lines == log(tmp_path / "a")
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("task, flags", [("qqp", HARD), ("squad1", SOFT)])
