@@ -174,9 +174,9 @@ def panel(axis, lines: list[dict]) -> None:
         elif line["kind"] == "floor":
             style = ":" if line["method"] != "embeddings" else (0, (1, 3))
             axis.axhline(percent(line, metric), color="grey", linestyle=style, label=FLOORS[line["method"]])
-    finish(axis, lines[0], metric, EPOCHS if by_epochs else WEIGHTS, found)
+    finish(axis, lines[0], metric, EPOCHS if by_epochs else WEIGHTS, found, "linear" if by_method else "log")
     if by_method:  # nothing but the method differs: it has the axis
-        axis.set(xscale="linear", xlim=(-0.6, len(curves) - 0.4), xlabel=f"{found[0].keep:g} % of the weights left")
+        axis.set(xlim=(-0.6, len(curves) - 0.4), xlabel=f"{found[0].keep:g} % of the weights left")
         axis.set_xticks(range(len(curves)), curves)
         levels = [line for line in axis.get_lines() if line.get_label() not in curves]
         axis.legend(handles=sorted(levels, key=lambda line: line.get_label() != "teacher"), fontsize=8, loc="best")
@@ -188,12 +188,12 @@ def label(group: Group, found: list[Group]) -> str:
     return group.method if len(recipes) == 1 else f"{group.method}, {group.epochs} epochs at {group.learning_rate:g}"
 
 
-def finish(axis, line: dict, metric: str, x_title: str, found: list[Group]) -> None:
+def finish(axis, line: dict, metric: str, x_title: str, found: list[Group], scale: str) -> None:
     """Titles, scale and legend of a panel."""
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     places = sorted({group.epochs if x_title == EPOCHS else group.keep for group in found})
-    axis.set(xscale="log", xlabel=x_title, ylabel=f"{NAMES[metric]} (%)")
+    axis.set(xscale=scale, xlabel=x_title, ylabel=f"{NAMES[metric]} (%)")
     if places:
         axis.set_xlim(places[0] / 1.6, places[-1] * 1.6)
         axis.set_xticks(places)

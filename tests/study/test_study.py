@@ -368,14 +368,18 @@ def test_report_draws_every_seed(lines_file):
     assert lines_file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_report_names_the_methods_where_nothing_else_differs():
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("methods", [["CAP-m", "movement", "magnitude"], ["CAP-m"]], ids=len)
+def test_report_names_the_methods_where_nothing_else_differs(methods):
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots()
-    report.panel(axis, [found for found in LINES if "metrics" in found and found["keep"] == 10])
-    assert [text.get_text() for text in axis.get_xticklabels()] == ["CAP-m", "movement", "magnitude"]
+    others = [found for found in LINES if "metrics" in found and found["kind"] != "pruned"]
+    pruned = [found for found in LINES if "metrics" in found and found["kind"] == "pruned" and found["keep"] == 10]
+    report.panel(axis, [*(found for found in pruned if found["method"] in methods), *others])
+    assert [text.get_text() for text in axis.get_xticklabels()] == methods
     assert axis.get_legend().get_texts()[0].get_text() == "teacher"
-    assert sorted({float(x) for dots in axis.collections for x, _ in dots.get_offsets()}) == [0, 1, 2]
+    assert sorted({float(x) for dots in axis.collections for x, _ in dots.get_offsets()}) == [*range(len(methods))]
     pyplot.close(figure)
 
 
