@@ -127,7 +127,7 @@ class TrainingArguments:
     evaluate_during_training: bool = flag(False, "evaluate every logging_steps", affects_training=False)
     evaluate_at: str = flag(
         "final",
-        "the threshold of evaluations during training: that of the saved model, as released, or the step's own",
+        "threshold of evaluations during training: the saved model's, as released, or the schedule's at that step",
         ("final", "running"),
         affects_training=False,
     )
@@ -158,6 +158,8 @@ class TrainingArguments:
             refuse(getattr(self, name) and not self.do_eval, f"--{name} needs --do_eval")
         never = self.evaluate_during_training and not self.logging_steps
         refuse(never, "--evaluate_during_training evaluates every --logging_steps, which is 0")
+        unused = self.evaluate_at == "running" and not self.evaluate_during_training
+        refuse(unused, "--evaluate_at running needs --evaluate_during_training")
         refuse(self.fp16 and self.bf16, "--fp16 and --bf16: one of them, not both")
         refuse(self.fp16 and self.no_cuda, "--fp16 needs a GPU; on a CPU use --bf16 or neither")
 

@@ -27,7 +27,7 @@ UNUSED = (".partial", PASSED_OVER)
 # processes the product counts.
 IMMATERIAL = {"output_dir", "cache_dir", "resume_from_checkpoint", "overwrite_output_dir", "overwrite_cache", "no_cuda"}
 IMMATERIAL |= {"per_gpu_train_batch_size", "per_gpu_eval_batch_size", "threads", "verbose_logging"}
-IMMATERIAL |= {"save_steps", "save_total_limit", "logging_steps", "evaluate_at"}
+IMMATERIAL |= {"save_steps", "save_total_limit", "logging_steps"}
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def _finished(output_dir: Path, arguments: dict) -> tuple[bool, str]:
     names, saved = contents(output_dir), _read(output_dir / ARGUMENTS)
     if not (saved and RESULT in names and names & {*WEIGHTS}):
         return False, ""
+    saved.setdefault("evaluate_at", "final")  # of a run from before there was the flag
     for flags in (saved, arguments := dict(arguments)):  # the family of a type becomes known by the model's config
         for name in ("model_type", "teacher_type"):
             flags[name] = "masked" if is_masked(str(flags.get(name))) else "dense"
