@@ -81,6 +81,16 @@ def test_a_finished_run_is_left_alone(command, folder, flags, left):
     assert everything(folder) == before
 
 
+def test_a_finished_run_from_before_a_flag_is_left_alone(command, folder):
+    """Its arguments do not name --evaluate_at: it was evaluated as the default says, and not otherwise."""
+    arguments = json.loads((folder / "arguments.json").read_text())
+    assert arguments.pop("evaluate_at") == "final"
+    (folder / "arguments.json").write_text(json.dumps(arguments))
+    assert "nothing to do" in succeed(*command, "--output_dir", folder).out
+    line = refused(command, folder, "--evaluate_during_training", "--evaluate_at", "running")
+    assert "evaluate_at was 'final' and is 'running'" in line
+
+
 OTHERS = {
     "another learning rate": (["--learning_rate", 2e-3], "learning_rate was 0.001 and is 0.002"),
     "another batch size": (["--per_gpu_train_batch_size", 4], "global_batch_size was 8 and is 4"),
