@@ -1,7 +1,7 @@
 """What a run is made of, as the flags describe it: models, the three objects of a step, and the banks.
 
-With experiment.py this is the one module below the scripts that knows the flags; both hand every other function the
-values it needs.
+With experiment.py and the checks of model/suitability.py this is all below the scripts that knows the flags; both hand
+every other function the values it needs.
 """
 
 import zlib
@@ -67,8 +67,13 @@ def load_student(args: CommonArguments, task: Task, precision: Precision) -> Mas
 
 
 def load_teacher(args: CommonArguments, task: Task, precision: Precision) -> MaskedModel:
-    as_saved = {} if is_masked(args.teacher_type) else {"pruning_method": None}
-    return load(args, task, args.teacher_name_or_path, precision, alignrep=args.alignrep, **as_saved)
+    return load_saved(args, task, args.teacher_name_or_path, precision, alignrep=args.alignrep)
+
+
+def load_saved(args: CommonArguments, task: Task, name: str, precision: Precision, **settings) -> MaskedModel:
+    """A model as its folder's config has it, masked or dense."""
+    as_saved = {} if is_masked(saved_config(name)["model_type"]) else {"pruning_method": None}
+    return load(args, task, name, precision, **as_saved, **settings)
 
 
 def load(args: CommonArguments, task: Task, name: str, precision: Precision, **settings) -> MaskedModel:

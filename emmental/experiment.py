@@ -15,7 +15,15 @@ import torch
 import transformers
 
 from emmental.arguments import CommonArguments
-from emmental.build import Task, build_objective, initial_state, load, load_student, load_teacher, resume_fingerprint
+from emmental.build import (
+    Task,
+    build_objective,
+    initial_state,
+    load_saved,
+    load_student,
+    load_teacher,
+    resume_fingerprint,
+)
 from emmental.contrast.encoding import fill_from_teacher, restore_from_teacher
 from emmental.data.batches import Plan
 from emmental.data.examples import Examples
@@ -60,9 +68,8 @@ def run(args: CommonArguments, task: Task, tokenizer, precision: Precision) -> N
         counted = count(model)
         results |= {"remaining_weights": counted.remaining, "remaining_weights_released": counted.remaining_released}
     if args.eval_all_checkpoints and args.do_eval:
-        as_saved = {} if args.masked else {"pruning_method": None}
         results["checkpoints"] = evaluate_checkpoints(
-            output_dir, folder, lambda name: load(args, task, str(name), precision, **as_saved), task.evaluate
+            output_dir, folder, lambda name: load_saved(args, task, str(name), precision), task.evaluate
         )
     if distributed.rank() == 0:
         if args.do_train:

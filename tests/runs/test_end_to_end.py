@@ -253,6 +253,19 @@ def test_evaluations_on_the_way_equal_those_of_checkpoints(world, tmp_path, task
     assert on_the_way == {f"eval/{name}": value for name, value in results["checkpoints"]["4"].items()} | masks
 
 
+@pytest.mark.parametrize("kind, flags", [("teacher", []), ("hard", ["--model_type", "bert"])])
+def test_checkpoints_are_evaluated_as_they_were_saved(trained, world, tmp_path, kind, flags):
+    """Masked or dense, whatever --model_type says, which decides what is trained."""
+    folder, _ = trained("qqp", kind)
+    shutil.copytree(folder, tmp_path / "run")
+    command = [*world.command("qqp", tmp_path / "run"), "--do_eval", "--output_dir", tmp_path / "run", *flags]
+    succeed(*command, "--eval_all_checkpoints")
+    found = result(tmp_path / "run" / "evaluation")
+    (last,) = [values for step, values in found["checkpoints"].items() if step == max(found["checkpoints"], key=int)]
+    assert last == {name: found[name] for name in last} == {name: result(folder)[name] for name in last}
+    assert ("remaining_weights" in found) == (kind == "hard")
+
+
 @pytest.mark.parametrize(
     "flags, kept", [(GLOBAL, True), ([*SOFT, "--target_sparsity", 0.9], False)], ids=["hard", "soft"]
 )
