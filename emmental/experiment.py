@@ -169,6 +169,7 @@ def save_checkpoint(args: CommonArguments, state: checkpoint.TrainingState, toke
     folder = Path(args.output_dir) / checkpoint.name_of(state.progress.step)
     checkpoint.save(folder, state, partial(save_model, state.model, tokenizer))
     checkpoint.remove_old(folder.parent, args.save_total_limit, state)
+    distributed.wait()  # else a stopped run's other processes end while this one removes
 
 
 def training_loop(
