@@ -50,15 +50,19 @@ class MaskSchedule:
             regu_lambda *= self.controller.factor(model, number, self.scores_lr(step), self.steering)
         return threshold, regu_lambda
 
-    def set_masks(self, model: nn.Module, step: int) -> tuple[float, float]:
-        """The masks alone, without steering; returns the threshold, and lambda before steering."""
+    def set_masks(self, model: nn.Module, step: int, *, new_cut: bool = True) -> tuple[float, float]:
+        """The masks alone, without steering; returns the threshold, and lambda before steering.
+
+        Without `new_cut` a global cut stays where it is, as between two of its steps.
+        """
         number = step + self.first_step
         threshold, regu_lambda = schedule_threshold(
             *(number, self.total_steps, self.warmup_steps, self.initial_threshold, self.final_threshold),
             *(self.initial_warmup, self.final_warmup, self.final_lambda),
         )
         if self.global_cut_every:
-            if threshold < 1 and (self.cut is None or number % self.global_cut_every == 0):
+            due = new_cut and number % self.global_cut_every == 0
+            if threshold < 1 and (self.cut is None or due):
                 self.cut = global_cut(model, threshold)
             set_threshold(model, LOWEST if self.cut is None else self.cut)
         else:

@@ -1,7 +1,8 @@
 """The training loop of CAP (arXiv 2112.07198): one boxed step, and what happens between steps.
 
 A step makes the masks once, runs the batch, adds up the named parts of the loss, and moves weights and scores
-together. Nothing in it waits for the device: losses are read when they are logged.
+together. Nothing in it waits for the device, but for a new global cut, a change of lambda's steering, and float16's
+count of skipped steps: losses are read when they are logged.
 """
 
 from collections.abc import Iterator
@@ -68,9 +69,9 @@ def train(
 
     while progress.step < plan.total_steps:
         step = progress.step
-        if masks and step % plan.steps_per_epoch == 0:
+        if masks and banks and step % plan.steps_per_epoch == 0:
             # as released: with the masks of the step before, in the first epoch those of the initial threshold (D7)
-            masks.set_masks(model, step - 1)
+            masks.set_masks(model, step - 1, new_cut=False)
             encode_epoch(step // plan.steps_per_epoch, banks, model, examples, precision)
         model.train()
         # ------------------------------------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ def test_the_global_cut_is_taken_afresh_at_its_steps_alone():
     model, cuts = two_matrices("threshold"), {}
     masks = MaskSchedule(**NUMBERS, initial_threshold=1, final_threshold=0.1, final_lambda=0, global_cut_every=6)
     for step in range(40):
+        masks.set_masks(model, step - 1, new_cut=False)  # before an epoch; the cut stays
+        assert masks.cut == cuts.get(step - 1)
         threshold, _ = masks.apply(model, step)
         cuts[step] = masks.cut
         scores = sorted(torch.cat([linear.mask_scores.flatten() for linear in model]).tolist())
