@@ -61,7 +61,7 @@ def main() -> None:
     def evaluate(model, folder: Path) -> dict[str, float]:
         results = {}
         for split, examples in dev_sets.items():
-            (logits,), _ = predict(model, examples, precision, split)
+            (logits,) = predict(model, examples, precision, split)
             metrics = glue.metrics(args.task_name, logits.numpy(), examples.labels[0].numpy())
             mismatched = split.endswith("mismatched")
             results |= {f"{name}_mm" if mismatched else name: value for name, value in metrics.items()}

@@ -71,7 +71,7 @@ def main() -> None:
 
     def evaluate(model, folder: Path) -> dict[str, float]:
         examples = dev_windows.examples
-        spans, _ = predict(model, examples, precision, "dev")
+        spans = predict(model, examples, precision, "dev")
         start, end = (examples.ragged(logits.numpy()) for logits in spans)
         predictions, nbest, null_odds = squad_metrics.predict(
             dev_windows,

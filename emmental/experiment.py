@@ -232,7 +232,7 @@ def fill_teacher_bank(
     bank = state.banks["finetuned"]
     if resumed:
         return restore_from_teacher(bank, read_state(resumed)["banks"]["finetuned"])
-    return fill_from_teacher(bank, teacher, examples, precision)
+    return fill_from_teacher(bank, teacher, examples, precision, contrasted="finetuned" in args.banks)
 
 
 def target_report(args: CommonArguments, model: MaskedModel) -> dict[str, float]:

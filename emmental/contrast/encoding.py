@@ -18,16 +18,17 @@ TEACHER_LOGITS = "teacher-logits.safetensors"
 
 
 def fill_from_teacher(
-    bank: Bank, teacher: MaskedModel, examples: Examples, precision: Precision
+    bank: Bank, teacher: MaskedModel, examples: Examples, precision: Precision, contrasted: bool
 ) -> tuple[torch.Tensor, ...]:
-    """Fills the FiC bank, and returns the teacher's logits, which are kept beside it."""
-    logits, representations = predict(teacher, examples, precision, "teacher")
-    bank.add("finetuned.safetensors", representations, write=distributed.rank() == 0)
+    """Fills the FiC bank if it is `contrasted` with; returns the teacher's logits, which are kept beside it."""
+    logits = predict(teacher, examples, precision, "teacher", with_representation=contrasted)
+    if contrasted:
+        bank.add("finetuned.safetensors", logits.pop(), write=distributed.rank() == 0)
     if distributed.rank() == 0:
         with atomic_write(bank.folder / TEACHER_LOGITS) as temporary:
             save_file({str(number): x for number, x in enumerate(logits)}, temporary)
         bank.files[TEACHER_LOGITS] = digest(bank.folder / TEACHER_LOGITS)
-    return logits
+    return tuple(logits)
 
 
 def restore_from_teacher(bank: Bank, files: dict[str, list[int]]) -> tuple[torch.Tensor, ...]:

@@ -18,7 +18,7 @@ def classify(model, tokenizer, here: Path) -> dict[str, float]:
 
     rows = glue.read("qqp", here / "data" / "dev.tsv")
     examples = glue.tokenise(rows, tokenizer, task="qqp", max_seq_length=128, cache_dir=here / "cache" / "emmental")
-    (logits,), _ = predict(model, examples, Precision(model.device), "dev")
+    (logits,) = predict(model, examples, Precision(model.device), "dev")
     scores = glue.metrics("qqp", logits.numpy(), examples.labels[0].numpy())
     return {"accuracy": 100 * scores["acc"], "F1": 100 * scores["f1"]}
 
@@ -31,7 +31,7 @@ def answer(model, tokenizer, here: Path) -> dict[str, float]:
 
     questions = squad.read(here / "data" / "dev-v1.1.json", version_2=False)
     windows = squad.windows(questions, tokenizer, **WINDOW, training=False, cache_dir=here / "cache" / "emmental")
-    spans, _ = predict(model, windows.examples, Precision(model.device), "dev")
+    spans = predict(model, windows.examples, Precision(model.device), "dev")
     start, end = (windows.examples.ragged(logits.numpy()) for logits in spans)
     settings = {"n_best_size": 20, "max_answer_length": 30, "version_2": False, "null_score_diff_threshold": 0.0}
     predictions, *_ = squad_metrics.predict(windows, start, end, **settings)

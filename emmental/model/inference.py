@@ -39,7 +39,6 @@ def map_examples(
     *,
     device: torch.device,
     title: str,
-    quiet: bool = False,
 ) -> list[torch.Tensor]:
     """Runs `compute` on padded inputs; returns its results, each (batch, ...) -> (examples, ...), on the CPU.
 
@@ -58,7 +57,7 @@ def map_examples(
         bar.update(len(index) * distributed.world_size())
 
     pending = None
-    with progress(len(examples), title, "ex", leave=False, quiet=quiet or distributed.rank() > 0) as bar:
+    with progress(len(examples), title, "ex", leave=False, quiet=distributed.rank() > 0) as bar:
         # a process without a batch of its own runs one example, to know the shapes of what the others send it
         for index in batches or [np.array([0])]:
             computed = start_to_host(compute(examples.inputs(index)))
@@ -70,9 +69,9 @@ def map_examples(
 
 
 def predict(
-    model: MaskedModel, examples: Examples, precision: Precision, title: str
-) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-    """A model's logits of a set, each (examples, classes), and its representations as banks hold them.
+    model: MaskedModel, examples: Examples, precision: Precision, title: str, *, with_representation: bool = False
+) -> list[torch.Tensor]:
+    """A model's logits of a set, each (examples, classes), and last, if asked for, representations as banks hold them.
 
     In eval mode, in float32 and on the CPU. Spans are as wide as the longest padded window.
     """
@@ -80,12 +79,11 @@ def predict(
 
     def compute(inputs):
         with precision.autocast():
-            outputs = model(**inputs)
+            outputs = model(**inputs, with_representation=with_representation)
         spans = len(outputs.classifications) > 1
         missing = widest - inputs["input_ids"].shape[1] if spans else 0
         logits = [pad(x.float(), (0, missing), value=PADDING_LOGIT) for x in outputs.classifications]
-        return *logits, normalize(outputs.representation.float(), dim=-1)
+        return (*logits, normalize(outputs.representation.float(), dim=-1)) if with_representation else tuple(logits)
 
     model.eval()
-    *logits, representations = map_examples(compute, examples, device=precision.device, title=title)
-    return tuple(logits), representations
+    return map_examples(compute, examples, device=precision.device, title=title)

@@ -21,7 +21,7 @@ PADDING_LOGIT = -1e4  # e^-10000 is 0 in every precision, and stays finite throu
 
 @dataclass
 class ClassificationOutput(ModelOutput):
-    """`logits` (batch, labels); `representation` (batch, hidden), the loss's anchor, not normalised."""
+    """`logits` (batch, labels); `representation` (batch, hidden), the loss's anchor, not normalised, or None."""
 
     logits: torch.FloatTensor | None = None
     representation: torch.FloatTensor | None = None
@@ -33,7 +33,7 @@ class ClassificationOutput(ModelOutput):
 
 @dataclass
 class SpanOutput(ModelOutput):
-    """`start_logits`, `end_logits` (batch, length); `representation` (batch, hidden), not normalised."""
+    """`start_logits`, `end_logits` (batch, length); `representation` (batch, hidden), not normalised, or None."""
 
     start_logits: torch.FloatTensor | None = None
     end_logits: torch.FloatTensor | None = None
@@ -60,14 +60,18 @@ class MaskedClassifier(MaskedModel):
         cls = self.config.alignrep == "cls"
         return self.features(hidden, attention_mask) if cls else mean(hidden, attention_mask)
 
-    def forward(self, input_ids, attention_mask=None, token_type_ids=None) -> ClassificationOutput:
-        inputs = input_ids, attention_mask, token_type_ids
-        hidden, attention_mask = self.hidden_states(*inputs, first_alone=self.config.alignrep == "cls")
+    def forward(
+        self, input_ids, attention_mask=None, token_type_ids=None, *, with_representation: bool = True
+    ) -> ClassificationOutput:
+        """The logits, and `with_representation` the anchor; without it first tokens may be all that is computed."""
+        inputs, cls = (input_ids, attention_mask, token_type_ids), self.config.alignrep == "cls"
+        hidden, attention_mask = self.hidden_states(*inputs, first_alone=cls or not with_representation)
         features = self.get_submodule(self.family.dropout)(self.features(hidden, attention_mask))
-        # as released: the cls anchor is taken after dropout, mean-pooling has none of its own (D5)
-        anchor = features if self.config.alignrep == "cls" else self.represent(hidden, attention_mask)
-        logits = self.get_submodule(self.family.classifier)(features)
-        return ClassificationOutput(logits=logits, representation=anchor)
+        output = ClassificationOutput(logits=self.get_submodule(self.family.classifier)(features))
+        if with_representation:
+            # as released: the cls anchor is taken after dropout, mean-pooling has none of its own (D5)
+            output.representation = features if cls else self.represent(hidden, attention_mask)
+        return output
 
 
 class MaskedAnswerer(MaskedModel):
@@ -77,14 +81,17 @@ class MaskedAnswerer(MaskedModel):
         # as released: `cls` is the raw hidden state here, there is no pooler (D6)
         return hidden[:, 0] if self.config.alignrep == "cls" else mean(hidden, attention_mask)
 
-    def forward(self, input_ids, attention_mask=None, token_type_ids=None) -> SpanOutput:
+    def forward(
+        self, input_ids, attention_mask=None, token_type_ids=None, *, with_representation: bool = True
+    ) -> SpanOutput:
         """With packing on, padding is no part of the span: its logits are -10000. Off, it is, as released (D37)."""
         hidden, attention_mask = self.hidden_states(input_ids, attention_mask, token_type_ids)
         logits = self.through(self.family.span_head, hidden)
         if self.packing:
             logits = logits.masked_fill(attention_mask[..., None] == 0, PADDING_LOGIT)
         start, end = logits.unbind(-1)
-        return SpanOutput(start_logits=start, end_logits=end, representation=self.represent(hidden, attention_mask))
+        anchor = self.represent(hidden, attention_mask) if with_representation else None
+        return SpanOutput(start_logits=start, end_logits=end, representation=anchor)
 
 
 HEADS = {

@@ -112,7 +112,7 @@ def restore(folder: Path, state: TrainingState) -> None:
     """Puts weights, optimizer, progress, banks and this process's random state in place."""
     saved = read_state(folder)
     for name, bank in state.banks.items():
-        if not bank.columns:  # the teacher's is taken up with its logits
+        if not bank.files:  # the teacher's are taken up with its logits
             bank.restore(saved["banks"][name])
     state.model.load_state_dict(load_file(folder / "model.safetensors"))
     tensors = load_file(folder / TENSORS)

@@ -129,12 +129,14 @@ def batch_loss(
     }
     here = to_device(places, precision.device)
     with precision.autocast():
-        outputs = model(**examples.inputs(distributed.share(index), examples.padded_length(index)))
+        inputs = examples.inputs(distributed.share(index), examples.padded_length(index))
+        outputs = model(**inputs, with_representation=bool(samples))
     logits = tuple(distributed.gather_batch(scores, batch) for scores in outputs.classifications)
-    anchors = distributed.gather_batch(outputs.representation, batch)
+    anchors = distributed.gather_batch(outputs.representation, batch) if samples else None
     if targets is not None:  # a span's are as wide as the widest window, the batch's as its own
         targets = tuple(scores[:, : logits[0].shape[1]] for scores in targets)
     parts = objective.parts(logits, labels, targets, anchors, here, samples)
     if objective.penalty:
-        parts["penalty"] = regu_lambda * regularization(model, objective.penalty)
+        zero = torch.zeros((), device=precision.device)  # as long as the threshold is 0, lambda is too
+        parts["penalty"] = regu_lambda * regularization(model, objective.penalty) if regu_lambda else zero
     return parts

@@ -69,14 +69,14 @@ class Objective:
         logits: Classifications,
         labels: Classifications,
         teacher_logits: Classifications | None,
-        anchors: torch.Tensor,
+        anchors: torch.Tensor | None,
         index: torch.Tensor,
         samples: dict[str, BankSample],
     ) -> dict[str, torch.Tensor]:
         """The weighted parts of a global batch's loss by name, but for the penalty; their sum is what is minimised.
 
         `logits`, `labels` and `teacher_logits` (None: no distillation) as above; `anchors` (batch, hidden), `index`
-        (batch,), and `samples`, what each bank gave for the batch.
+        (batch,), and `samples`, what each bank gave for the batch (none: no anchors are needed).
         """
         parts = {"task": self.ce_weight * task_loss(logits, labels)}
         if teacher_logits is not None:

@@ -40,7 +40,7 @@ class Project:
         self.optimizer = state.optimizer
         # the teacher's logits are known before training; only those of the steps to come are made here
         index = np.concatenate([case.plan.micro_batches(case.first_step + step)[0] for step in range(steps)])
-        (some,), _ = predict(case.teacher, subset(case.examples, index), self.precision, "teacher")
+        (some,) = predict(case.teacher, subset(case.examples, index), self.precision, "teacher")
         logits = torch.zeros(len(case.examples), some.shape[1])
         logits[torch.from_numpy(index)] = some
         given = case.student, case.examples, state.banks, (logits,), case.plan

@@ -135,6 +135,18 @@ def test_padding_changes_nothing(kind, packing):
                 torch.testing.assert_close(ours[name], theirs[name], atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("which", MODELS, ids=lambda which: f"{which[0].__name__[13:]}-{which[1]}-{which[2]}")
+def test_logits_without_a_representation_are_the_same(which, packing):
+    model, batch = MODELS[which].eval(), texts([5, LENGTH, 1])
+    set_packing(model, packing)
+    with torch.no_grad():
+        expected, found = model(**batch), model(**batch, with_representation=False)
+    assert found.representation is None and expected.representation is not None
+    for ours, theirs in zip(found.classifications, expected.classifications, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
 def test_one_group_as_on_a_gpu_equals_padded(monkeypatch):
     monkeypatch.setattr("emmental.model.packing.GROUPS", 1)
     for which in MODELS:

@@ -103,6 +103,7 @@ OTHER = {
     "bf16, half banks": [*HARD, "--bf16", "--bank_dtype", "float16"],
     "evaluation on the way": [*HARD, "--evaluate_during_training", "--cl_normalization", "supcon"],
     "teacher": ["--model_type", "bert"],
+    "logits alone of the teacher": [*HARD, "--contrast_with", "pretrained"],
 }
 
 
@@ -113,7 +114,8 @@ def test_a_signal_finishes_the_step_and_saves(world, tmp_path, undisturbed, flag
     number = signal.SIGTERM if dense or "l0" in flags else signal.SIGINT
     command = [*world.command("qqp"), *TRAIN, "--logging_steps", 5, *flags, *([] if dense else world.cap("qqp"))]
     expected, _, _ = undisturbed(command)
-    inside = "Optimizer.step" if "--evaluate_during_training" in flags or dense else "encode_epoch.<locals>.compute"
+    outside = dense or "--evaluate_during_training" in flags or "--contrast_with" in flags
+    inside = "Optimizer.step" if outside else "encode_epoch.<locals>.compute"
     stopped = run_script(*command, "--output_dir", tmp_path, before=("hit", number, inside, 3))
     assert stopped.code == 128 + number, stopped.err
     saved = tmp_path / f"checkpoint-{checkpoints(tmp_path)[-1]}"
@@ -121,6 +123,8 @@ def test_a_signal_finishes_the_step_and_saves(world, tmp_path, undisturbed, flag
     assert saved.name == ("checkpoint-3" if inside == "Optimizer.step" else "checkpoint-9")
     succeed(*command, "--output_dir", tmp_path, "--resume_from_checkpoint", saved)
     assert outcome(tmp_path) == outcome(expected)
+    banks = {path.name for path in tmp_path.glob("banks/*")}
+    assert ("finetuned.safetensors" in banks) == (not dense and "--contrast_with" not in flags)
 
 
 def test_a_signal_in_the_last_step_leaves_no_result(world, tmp_path):

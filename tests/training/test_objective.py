@@ -39,9 +39,9 @@ class Model(nn.Module):
         super().__init__()
         self.embedding, self.score = nn.Embedding(50, 8), MaskedLinear(8, 3, pruning_method="sigmoied_threshold")
 
-    def forward(self, input_ids, attention_mask, token_type_ids):
+    def forward(self, input_ids, attention_mask, token_type_ids, with_representation=True):
         hidden = self.embedding(input_ids).sum(1)
-        return Outputs(self.score(hidden), hidden)
+        return Outputs(self.score(hidden), hidden if with_representation else None)
 
 
 @pytest.fixture
@@ -83,6 +83,15 @@ def test_parts_of_a_batch_equal_the_formulas(case):
     assert parts["snapshots"].item() == pytest.approx(contrasted.item(), rel=1e-5)
     scores = model.score.mask_scores.flatten().tolist()
     assert parts["penalty"].item() == pytest.approx(2.5 * sum(1 / (1 + math.exp(-x)) for x in scores) / len(scores))
+
+
+def test_without_lambda_and_contrast_the_other_parts_are_the_same(case):
+    model, examples, banks, _, teacher = case
+    index, cpu = np.array([4, 0, 3]), Precision(torch.device("cpu"))
+    whole = batch_loss(model, examples, banks, (teacher,), Objective(**WEIGHTS), index, (42, 7, 0), 2.5, cpu)
+    parts = batch_loss(model, examples, {}, (teacher,), Objective(**WEIGHTS), index, (42, 7, 0), 0.0, cpu)
+    assert list(parts) == ["task", "distillation", "penalty"] and parts["penalty"].item() == 0
+    assert all(torch.equal(parts[name], whole[name]) for name in ("task", "distillation"))
 
 
 def test_batches_are_padded_to_their_longest_or_to_the_length_of_the_set(case):
