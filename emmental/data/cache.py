@@ -36,21 +36,24 @@ def cached_map(dataset, function, file: Path, overwrite: bool):
     """The Arrow table of `function` mapped over batches of `dataset`'s columns, read from `file` if that holds it.
 
     The file ends in a digest, so that a damaged one is made anew, and is written beside and renamed, so that several
-    processes may share it. A progress bar is shown for long sets. Raises InputError if `file` cannot be written.
+    runs may share it. Of a run's processes the first makes it. A progress bar is shown for long sets. Raises InputError
+    if `file` cannot be written.
     """
-    # Imported when called, so that the readers, which are done first, need neither.
+    # Imported when called, so that the readers, which are done first, need none of them.
     import pyarrow as pa
 
-    datasets = import_datasets()
+    from emmental.utils import distributed
+
+    datasets, tables = import_datasets(), []
 
     def kept():
         content = memoryview(file.read_bytes() if file.exists() else b"")
         table, digest = content[:-32], content[-32:]
         return pa.ipc.open_stream(table).read_all() if hashlib.sha256(table).digest() == digest else None
 
-    try:
-        if not overwrite and (table := kept()):
-            return table
+    def table(anew: bool):
+        if not anew and (found := kept()):
+            return found
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent) as temporary, ExitStack() as bar:
             if len(dataset) < 20_000 and not datasets.are_progress_bars_disabled():
@@ -65,5 +68,9 @@ def cached_map(dataset, function, file: Path, overwrite: bool):
                 end.write(digest)
             os.replace(written, file)
         return kept()
+
+    try:
+        distributed.from_main(lambda: tables.append(table(overwrite)))
+        return tables[0] if tables else table(anew=False)  # a node that shares no folder with the first makes its own
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"--cache_dir {file.parent}: {getattr(error, 'strerror', None) or error}") from error

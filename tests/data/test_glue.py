@@ -284,6 +284,22 @@ def test_tokens_are_cached_and_remade_when_needed(tmp_path, tokenizer):
         assert calls() == 1 and calls() == 0 and file.read_bytes() == whole
 
 
+def test_one_process_tokenises_for_all(tmp_path, tokenizer, monkeypatch):
+    """The others read what the first wrote; one whose disk is another's makes its own."""
+    rows, calls = Rows("here", ["a b c"], None, [0]), []
+
+    def tokens(**options) -> list[int]:
+        counted = Counted(tokenizer)
+        examples = tokenise(rows, counted, task="cola", max_seq_length=8, cache_dir=tmp_path, **options)
+        calls.append(counted.calls)
+        return examples.input_ids.tolist()
+
+    monkeypatch.setattr("emmental.utils.distributed.from_main", lambda decide: None)  # as in any process but the first
+    first = tokens()
+    assert first == tokens(overwrite_cache=True) == tokenizer("a b c")["input_ids"]
+    assert calls == [1, 0]
+
+
 def test_a_cache_that_cannot_be_written_is_refused(tmp_path, tokenizer):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"--cache_dir .*file"):
