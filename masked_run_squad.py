@@ -83,7 +83,7 @@ def main() -> None:
             null_score_diff_threshold=args.null_score_diff_threshold,
         )
         if distributed.rank() == 0:
-            squad_metrics.save(folder, "", predictions, nbest, null_odds)
+            squad_metrics.save(folder, predictions, nbest, null_odds)
         return squad_metrics.evaluate(dev_questions, predictions, null_odds)
 
     rows = {"train": len(train_questions)} if args.do_train else {}

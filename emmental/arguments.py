@@ -197,7 +197,7 @@ class PruningArguments:
         ranked = method.ranked or self.global_topk  # thresholds are the fraction kept, not a value to exceed
         for which in ("initial_threshold", "final_threshold"):
             value = getattr(self, which)
-            low, high = (0, 1) if ranked or method.sigmoid else (-1e30, 1e30)
+            low, high = (0, 1) if method.fraction or self.global_topk else (-1e30, 1e30)
             refuse(not low <= value <= high, f"--{which} {value}: between {low:g} and {high:g} with {name}")
         for which in ("initial_warmup", "final_warmup"):
             refuse(getattr(self, which) < 0, f"--{which} {getattr(self, which)}: at least 0")

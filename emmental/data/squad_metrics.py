@@ -172,13 +172,12 @@ def _f1(guess: str, gold: str, version_2: bool) -> float:
 
 def save(
     output_dir: str | Path,
-    prefix: str,
     predictions: dict[str, str],
     nbest: dict[str, list[dict]],
     null_odds: dict[str, float] | None = None,
 ) -> None:
-    """Writes predictions_<prefix>.json, nbest_predictions_<prefix>.json and, if given, null_odds_<prefix>.json."""
+    """Writes predictions_.json, nbest_predictions_.json and, if given, null_odds_.json, named as released."""
     Path(output_dir).mkdir(parents=True, exist_ok=True)
     for name, content in (("predictions", predictions), ("nbest_predictions", nbest), ("null_odds", null_odds)):
         if content is not None:
-            (Path(output_dir) / f"{name}_{prefix}.json").write_text(json.dumps(content, indent=4) + "\n")
+            (Path(output_dir) / f"{name}_.json").write_text(json.dumps(content, indent=4) + "\n")

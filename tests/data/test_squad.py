@@ -427,14 +427,14 @@ def test_the_answer_is_a_piece_of_the_original_passage(tmp_path, tokenizer):
 
 
 def test_prediction_files_hold_the_predictions(tmp_path):
-    save(tmp_path / "out", "", {"q": "Zürich"}, {"q": [{"text": "Zürich", "probability": 1.0}]})
+    save(tmp_path / "out", {"q": "Zürich"}, {"q": [{"text": "Zürich", "probability": 1.0}]})
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         "nbest_predictions_.json",
         "predictions_.json",
     ]
     assert json.loads((tmp_path / "out" / "predictions_.json").read_text()) == {"q": "Zürich"}
-    save(tmp_path / "out", "7", {"q": ""}, {"q": []}, {"q": 1.5})
-    assert json.loads((tmp_path / "out" / "null_odds_7.json").read_text()) == {"q": 1.5}
+    save(tmp_path / "out", {"q": ""}, {"q": []}, {"q": 1.5})
+    assert json.loads((tmp_path / "out" / "null_odds_.json").read_text()) == {"q": 1.5}
 
 
 # ---------------------------------------------------------------- metrics
