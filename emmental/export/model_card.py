@@ -11,7 +11,7 @@ from pathlib import Path
 from emmental.export.sparse_format import FILE as SPARSE
 from emmental.model.families import FAMILIES, family_of, is_masked
 from emmental.utils.files import atomic_write
-from emmental.utils.provenance import commit, versions
+from emmental.utils.provenance import command, commit, versions
 
 FILE = "README.md"
 LOADING = "## How to load it"
@@ -49,7 +49,7 @@ def write_card(folder: Path, argv: list[str], arguments: dict, results: dict, ro
     masked = is_masked(arguments["model_type"])
     title = f"{Path(base).name} {'pruned' if masked else 'fine-tuned'} on {data_name(arguments)}"
     body = [f"# {title}", about(arguments, results), "## Results", result_table(results, rows, squad)]
-    body += ["## How it was made", f"```bash\n{shlex.join(['python', *argv])}\n```", made_with()]
+    body += ["## How it was made", f"```bash\n{shlex.join(command(argv))}\n```", made_with()]
     body += [
         LOADING,
         how_to_load(folder.resolve().name, "masked" if masked else "dense", squad, arguments["model_type"]),
@@ -86,6 +86,11 @@ def data_name(arguments: dict) -> str:
     return "SQuAD v2.0" if arguments["version_2_with_negative"] else "SQuAD v1.1"
 
 
+def data_read(arguments: dict) -> str:
+    """The data set, and that its rows came from local files if they did."""
+    return data_name(arguments) + (" (rows of local files in its layout)" if local_files(arguments) else "")
+
+
 def data_set(arguments: dict) -> tuple[str, str]:
     """The data set's name on the Hub, and its configuration."""
     if "task_name" in arguments:
@@ -95,6 +100,18 @@ def data_set(arguments: dict) -> tuple[str, str]:
         if arguments["version_2_with_negative"]
         else ("rajpurkar/squad", "plain_text")
     )
+
+
+def local_files(arguments: dict) -> bool:
+    """Whether rows came from files of the user's, which may be laid out as a data set and hold other rows."""
+    return any(arguments.get(name) for name in ("data_dir", "train_file", "predict_file"))
+
+
+def split(arguments: dict, metric: str) -> str:
+    """The Hub's name of the dev set of a metric."""
+    if arguments.get("task_name") != "mnli":
+        return "validation"
+    return "validation_mismatched" if metric.endswith("_mm") else "validation_matched"
 
 
 def metadata(arguments: dict, results: dict, rows: dict[str, int], title: str) -> dict:
@@ -108,9 +125,9 @@ def metadata(arguments: dict, results: dict, rows: dict[str, int], title: str) -
         EvalResult(
             task_type=task,
             dataset_type=name,
-            dataset_name=data_name(arguments),
+            dataset_name=data_name(arguments) + (" (local files)" if local_files(arguments) else ""),
             dataset_config=config,
-            dataset_split="validation_mismatched" if key.endswith("_mm") else "validation",
+            dataset_split=split(arguments, key),
             dataset_args={"rows": evaluated(key, rows)},
             metric_type=METRICS[key],
             metric_name=key,
@@ -158,11 +175,11 @@ def about(arguments: dict, results: dict) -> str:
     """What the model is, and what remains of it."""
     base = arguments["model_name_or_path"]
     if not is_masked(arguments["model_type"]):
-        return f"`{base}`, fine-tuned on {data_name(arguments)}; a teacher for contrastive pruning."
+        return f"`{base}`, fine-tuned on {data_read(arguments)}; a teacher for contrastive pruning."
     parts = ["contrastive losses"] if arguments["use_contrastive_loss"] else []
     parts += ["distillation"] if arguments["use_distill"] else []
     method = f"`{arguments['pruning_method']}`" + (f" with {' and '.join(parts)}" if parts else "")
-    text = f"`{base}`, pruned on {data_name(arguments)} by {method}."
+    text = f"`{base}`, pruned on {data_read(arguments)} by {method}."
     if "remaining_weights" in results:
         text += f"\n\nOf the weights of the encoder's matrices {results['remaining_weights']:.2f} % remain"
         text += f" ({results['remaining_weights_released']:.2f} % with biases and LayerNorms counted as kept);"

@@ -1,5 +1,6 @@
 """What a result says of the code and the packages it came from."""
 
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +22,15 @@ def commit() -> str:
             return ""
 
     return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def command(argv: list[str]) -> list[str]:
+    """The command that started this process, by torchrun if that did."""
+    if "LOCAL_WORLD_SIZE" not in os.environ:
+        return ["python", *argv]
+    local, everywhere = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    nodes = ["--nnodes", str(everywhere // local)] if everywhere > local else []
+    return ["torchrun", *nodes, "--nproc_per_node", str(local), *argv]
 
 
 def versions() -> dict[str, str]:

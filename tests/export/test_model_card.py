@@ -81,10 +81,22 @@ def test_a_teacher_of_the_hub_names_its_base_and_both_sets(tmp_path, monkeypatch
     about = card(tmp_path)
     assert (about.data.base_model, about.data.license) == ("bert-base-uncased", "apache-2.0")
     assert [(x.metric_value, x.dataset_args, x.dataset_split) for x in about.data.eval_results] == [
-        (0.5, {"rows": 9055}, "validation"),
+        (0.5, {"rows": 9055}, "validation_matched"),
         (0.25, {"rows": 1000}, "validation_mismatched"),
     ]
     assert "python masked_run_glue.py --x 'a b'" in about.text
+
+
+def test_a_card_names_torchrun_and_local_files(tmp_path, monkeypatch):
+    for processes, nodes in (("8", "--nnodes 2 "), ("4", "")):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+        monkeypatch.setenv("WORLD_SIZE", processes)
+        local = ARGUMENTS | {"data_dir": "here"}
+        write_card(tmp_path, ["masked_run_glue.py", "--x"], local, {"acc": 0.5}, {"train": 3, "dev_matched": 2})
+        about = card(tmp_path)
+        assert f"torchrun {nodes}--nproc_per_node 4 masked_run_glue.py --x" in about.text
+        assert "GLUE MNLI (rows of local files in its layout)" in about.text
+        assert [x.dataset_name for x in about.data.eval_results] == ["GLUE MNLI (local files)"]
 
 
 def test_the_licence_is_that_of_the_base_folders_card(tmp_path):
