@@ -9,6 +9,7 @@ import fcntl
 import os
 from pathlib import Path
 
+from emmental.model.validation import check_config
 from emmental.study import data, report, results
 from emmental.study.cells import Places, grid_cells
 from emmental.study.grids import GRIDS
@@ -23,7 +24,7 @@ def flags() -> argparse.Namespace:
     parser.add_argument(
         "--data_dir", default="", help="holds QQP, SST-2, MNLI as GLUE's archive does, or SQuAD's files"
     )
-    parser.add_argument("--model", default="bert-base-uncased", help="a model's folder, or its name on the Hub")
+    parser.add_argument("--model", default="bert-base-uncased", help="a BERT's folder, or its name on the Hub")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time: one thread, or one GPU, each")
     parser.add_argument("--list", action="store_true", help="print one command for each missing cell, and run nothing")
     parser.add_argument("--report", action="store_true", help="make table and picture, and run nothing")
@@ -31,6 +32,8 @@ def flags() -> argparse.Namespace:
     if args.jobs < 1:
         raise InputError(f"--jobs {args.jobs}: at least 1")
     args.output_dir, args.data_dir, args.model = map(spelled_alike, (args.output_dir, args.data_dir, args.model))
+    if os.path.isdir(args.model) and (kind := check_config(args.model, "--model", 0)["model_type"]) != "bert":
+        raise InputError(f"--model {args.model}: a {kind}; the study is of BERT")
     return args
 
 

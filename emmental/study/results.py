@@ -90,7 +90,7 @@ def machine() -> dict:
 
 
 def gpus() -> list[str]:
-    """The names of the GPUs that nvidia-smi lists."""
+    """The names of the machine's GPUs, as nvidia-smi lists them."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.split("\n")[:-1]

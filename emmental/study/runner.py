@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import IO
@@ -36,7 +37,8 @@ class Runner:
         self.taken: set[str] = set()
         self.failed: dict[str, str] = {}
         self.stopped = False
-        self.gpus = results.gpus()
+        self.error: BaseException | None = None  # of a thread of ours, which ends the runner
+        self.gpus = visible_gpus()
 
     def finished(self) -> dict[str, dict]:
         """The finished lines by cell, those of other runners included."""
@@ -83,7 +85,15 @@ class Runner:
         return self.places.output / "cells" / cell.name
 
     def work(self, place: int) -> None:
-        """One thread: takes cells until none is left to take; `place` says which GPU is its own."""
+        """One thread: takes cells until none is left to take; an error of our own, as of a full disk, ends them all."""
+        try:
+            self.take_all(place)
+        except BaseException as error:
+            self.error = error
+            self.stop()
+
+    def take_all(self, place: int) -> None:
+        """Runs cells until none is left to take; `place` says which GPU is this thread's own."""
         while not self.stopped:
             if taken := self.take():
                 cell, lock = taken
@@ -117,7 +127,7 @@ class Runner:
         (folder / "command").write_text(cell.command + "\n", encoding="utf-8")
         (folder / "commit").write_text(commit() + "\n", encoding="utf-8")
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        own = {"CUDA_VISIBLE_DEVICES": str(place % len(self.gpus))} if self.gpus else {"OMP_NUM_THREADS": "1"}
+        own = {"CUDA_VISIBLE_DEVICES": self.gpus[place % len(self.gpus)]} if self.gpus else {"OMP_NUM_THREADS": "1"}
         environment = os.environ | own | {"PATH": path} | cell.environment
         with (folder / "log").open("a", encoding="utf-8") as log:
             log.write(f"\n== {time.strftime('%FT%TZ', time.gmtime())} {cell.command}\n")
@@ -166,7 +176,16 @@ class Runner:
         with self.guard:
             self.stopped = True
             for process in self.running.values():
-                os.killpg(process.pid, signal.SIGTERM)
+                with suppress(ProcessLookupError):  # it has ended, and its thread is about to see that
+                    os.killpg(process.pid, signal.SIGTERM)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs to run on, as CUDA_VISIBLE_DEVICES names them: those that it lists, else all of the machine."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]
+    return [str(number) for number in range(len(results.gpus()))]
 
 
 def acquire(path: Path) -> IO | None:
@@ -218,6 +237,8 @@ def run_cells(cells: list[Cell], places: Places, path: Path, jobs: int) -> int:
         if time.time() - reported > REPORT:
             reported = time.time()
             runner.say()
+    if runner.error:
+        raise runner.error
     if runner.stopped:
         print("stopped; the same command goes on from here", flush=True)
         sys.exit(130)

@@ -17,7 +17,7 @@ from emmental.study import data, report, results
 from emmental.study.__main__ import spelled_alike
 from emmental.study.cells import Cell, Places, grid_cells
 from emmental.study.grids import GRIDS, Experiment, Recipe, Row
-from emmental.study.runner import acquire, last_line, same
+from emmental.study.runner import acquire, last_line, run_cells, same, visible_gpus
 from emmental.utils.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -283,6 +283,32 @@ def test_a_lock_ends_with_its_process(tmp_path):
     holder.kill()
     holder.communicate()
     assert acquire(tmp_path / "l") is not None
+
+
+@pytest.mark.parametrize(
+    "given, expected", [(None, ["0", "1", "2"]), ("2,3", ["2", "3"]), ("GPU-a", ["GPU-a"]), ("", []), ("-1", [])]
+)
+def test_gpus_are_those_that_the_user_lends(monkeypatch, given, expected):
+    monkeypatch.setattr(results, "gpus", lambda: ["H100"] * 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert visible_gpus() == expected
+
+
+def test_an_error_of_the_runner_ends_it(monkeypatch, tmp_path):
+    """A full disk, say: the other cells are not begun, and the error is shown."""
+
+    def full(*_):
+        raise OSError("no space")
+
+    monkeypatch.setattr(results, "append", full)
+    monkeypatch.setattr(results, "result_line", lambda *_: {})
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    cells = [Cell(name, ("false",), {}, "", {}) for name in "ab"]
+    with pytest.raises(OSError, match="no space"):
+        run_cells(cells, Places(tmp_path, "", ""), tmp_path / "x.jsonl", 1)
+    assert (tmp_path / "cells" / "a" / "log").exists() and not (tmp_path / "cells" / "b" / "log").exists()
 
 
 def test_the_last_line_of_a_log(tmp_path):
