@@ -55,7 +55,12 @@ def python(code: str, folder, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("first", ORDERS.values(), ids=ORDERS)
+SLOW = ("emmental in the middle", "emmental again")
+
+
+@pytest.mark.parametrize(
+    "first", [pytest.param(ORDERS[name], id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name in ORDERS]
+)
 def test_masked_folders_load_by_auto(folder, first):
     every = FAMILIES if first == ORDERS["emmental first"] else ["roberta"]
     python(f"{first}\n{LOAD}", folder, *every)

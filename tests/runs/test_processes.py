@@ -153,7 +153,10 @@ def test_an_error_of_one_process_ends_the_others(world, tmp_path, function):
     assert "onnection" in reason
 
 
-@pytest.mark.parametrize("end", [("fail", "Optimizer.step", 4), ("hit", signal.SIGKILL, "Optimizer.step", 4)])
+FAILS, KILLED = ("fail", "Optimizer.step", 4), ("hit", signal.SIGKILL, "Optimizer.step", 4)
+
+
+@pytest.mark.parametrize("end", [pytest.param(FAILS, marks=pytest.mark.slow), KILLED], ids=["fails", "killed"])
 def test_processes_that_wait_for_a_gpu_end_with_another(world, tmp_path, end):
     """Where no call to gloo tells a host, since it is blocked, as by an NCCL kernel; the news goes round."""
     begun, blocked = time.monotonic(), ("block", "Optimizer.step", 4)

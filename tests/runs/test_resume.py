@@ -60,7 +60,10 @@ PLACES = [
 ]
 
 
-@pytest.mark.parametrize("number", range(8))
+OFTEN = [number if number in (0, 3, 5, 6) else pytest.param(number, marks=pytest.mark.slow) for number in range(8)]
+
+
+@pytest.mark.parametrize("number", OFTEN)  # both tasks, methods and accumulations; the rest is slow
 def test_run_killed_three_times_ends_bit_for_bit_the_same(world, tmp_path, undisturbed, number):
     """In the first third at any instant, in an encoding pass or a save, and in the last step or after it."""
     chance, command = random.Random(number), list(commands(world))[number]

@@ -216,6 +216,7 @@ def test_killed_and_started_again_every_cell_ends_once(official, world, tmp_path
     assert (output / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_failed_cell_stops_no_other_and_is_still_missing(official, world, tmp_path):
     output = tmp_path / "study"
     runner = start(official, world, output, "--bad", "--jobs", "2")
