@@ -110,6 +110,16 @@ def test_regression_tells_words_apart(world, tmp_path):
     assert floor("embeddings", "sst-2", tmp_path, tmp_path / "o", world.model)["acc"] == 1
 
 
+def test_each_metric_has_its_best_cut(world, tmp_path):
+    """Where words say nothing accuracy is best with the more frequent label, F1 with the other."""
+    header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
+    for split in ("train", "dev"):
+        rows = "".join(f"{i}\t0\t0\tba\tbe\t{int(i % 3 == 0)}\n" for i in range(30))
+        (tmp_path / f"{split}.tsv").write_text(header + rows)
+    found = floor("embeddings", "qqp", tmp_path, tmp_path / "o", world.model)
+    assert (found["acc"], found["f1"]) == pytest.approx((2 / 3, 1 / 2))
+
+
 def test_constant_answer_is_found(tmp_path):
     def file(split: str, contexts: list[str]) -> None:
         paragraphs = [
