@@ -19,6 +19,7 @@ from emmental.model.masked_classes import HEADS, plain_class
 from emmental.model.masked_model import MaskedModel
 from emmental.model.validation import TOKENIZER_FILES
 from emmental.pruning.masked_linear import masked_linears
+from emmental.utils.files import write_errors
 
 
 @torch.no_grad()
@@ -59,7 +60,8 @@ def save_folded(model: MaskedModel, source: Path, target: Path, form: str, dtype
     else:
         smaller = type(plain)(type(plain.config)(**config))
         smaller.to(getattr(torch, dtype)).load_state_dict(rounded(state, dtype))
-        smaller.save_pretrained(target)
+        with write_errors(target):
+            smaller.save_pretrained(target)
         stored = smaller.state_dict()
     report.append(f"{'part':12}{'dense float32':>16}{'as saved':>16}{'ratio':>8}")
     report += [

@@ -59,7 +59,7 @@ def write_card(folder: Path, argv: list[str], arguments: dict, results: dict, ro
 
 def write_folded_card(source: Path, folder: Path, name: str, argv: list[str]) -> None:
     """Leaves the card of a folded model in its `folder`, to be called `name`: its source's, loaded in another way."""
-    config = json.loads((source / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
     squad = "QuestionAnswering" in str(config["architectures"])
     form = "sparse" if (folder / SPARSE).exists() else "dense"
     folded = f"Its masks were folded into its weights by\n\n```bash\n{shlex.join(['python', *argv])}\n```"

@@ -1,20 +1,27 @@
-"""What bertarize.py may replace."""
+"""What bertarize.py may replace, and what it leaves where it cannot write."""
 
 import json
 import shutil
+from pathlib import Path
 
+import pytest
 from safetensors.numpy import load_file
 from tiny import run_script, succeed
 
 
-def test_an_earlier_call_s_folder_is_replaced(world, tmp_path):
-    """Whatever its form was; without --overwrite it stays as it is."""
-    masked = shutil.copytree(world.teacher("qqp"), tmp_path / "masked")
-    config = json.loads((masked / "config.json").read_text())
+def pruned(world, folder: Path) -> Path:
+    """A masked model made of a teacher."""
+    shutil.copytree(world.teacher("qqp"), folder)
+    config = json.loads((folder / "config.json").read_text())
     settings = {"model_type": "masked_bert", "pruning_method": "magnitude", "threshold": 0.5}
     settings["architectures"] = ["MaskedBertForSequenceClassification"]
-    (masked / "config.json").write_text(json.dumps(config | settings))
-    target = tmp_path / "target"
+    (folder / "config.json").write_text(json.dumps(config | settings))
+    return folder
+
+
+def test_an_earlier_call_s_folder_is_replaced(world, tmp_path):
+    """Whatever its form was; without --overwrite it stays as it is."""
+    masked, target = pruned(world, tmp_path / "masked"), tmp_path / "target"
     command = ["bertarize.py", "--model_name_or_path", masked, "--target_model_path", target]
     succeed(*command, "--format", "sparse")
     refused = run_script(*command)
@@ -27,3 +34,20 @@ def test_an_earlier_call_s_folder_is_replaced(world, tmp_path):
     assert {path.name for path in target.iterdir()} == names and not (tmp_path / "target.partial").exists()
     kept = [(x != 0).mean() for name, x in load_file(target / "model.safetensors").items() if "query.weight" in name]
     assert kept == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("form", ["dense", "sparse"])
+def test_a_full_disk_gives_one_line_and_leaves_nothing(world, tmp_path, form):
+    command = ["bertarize.py", "--model_name_or_path", pruned(world, tmp_path / "masked"), "--format", form]
+    full = run_script(*command, "--target_model_path", tmp_path / "out", before=("limit_file_size", 5000))
+    (line,) = full.err.splitlines()
+    assert full.code == 2 and "could not be written" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["masked"]
+
+
+def test_a_config_may_name_no_class(world, tmp_path):
+    config = json.loads((pruned(world, tmp_path / "masked") / "config.json").read_text())
+    del config["architectures"]
+    (tmp_path / "masked" / "config.json").write_text(json.dumps(config))
+    succeed("bertarize.py", "--model_name_or_path", tmp_path / "masked", "--target_model_path", tmp_path / "out")
+    assert "BertForSequenceClassification" in (tmp_path / "out" / "README.md").read_text()
