@@ -16,24 +16,31 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from emmental.study.data import first
+
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = {"BATCH": "32", "EPOCH": "6", "LR": "1e-4", "WARMUP": "75", "EXTRA_EXAMPLES": "1024", "SAVE_STEPS": "0"}
+VARIABLES = (*RECIPE, "SEED", "MASK_LR", "CONTRAST", "DISTILL", "FINAL_LAMBDA")
 
 
-def first_rows(source: Path, folder: Path, rows: int) -> Path:
+def first_rows(source: Path, folder: Path, task: str, rows: int) -> Path:
     """A copy of a data folder with the first `rows` training examples."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in source.glob("*.tsv"):
-        lines = file.read_text(encoding="utf-8").split("\n")  # splitlines would cut at more than that
-        text = "\n".join([*lines[: rows + 1], ""] if file.name == "train.tsv" else lines)
-        (folder / file.name).write_text(text, encoding="utf-8")
+        content = first(file, task, rows) if file.name == "train.tsv" else file.read_bytes()
+        (folder / file.name).write_bytes(content)
     return folder
 
 
 def run(folder: Path, command: list[str], **environment: str) -> dict:
-    """Runs a script unless its results are there; returns them. Its output goes to a file beside `folder`."""
-    result = folder / "result.json"
+    """Runs a script unless its results are there; returns them. Its command and its output go beside `folder`."""
+    result, recipe = folder / "result.json", {name: os.environ.get(name, RECIPE.get(name)) for name in VARIABLES}
+    made = json.dumps([command, recipe | environment], indent=1)
+    kept = Path(f"{folder}.command")
+    if result.exists() and not (kept.exists() and kept.read_text() == made):
+        sys.exit(f"{folder}: holds the run of another command; give another --output")
     if not result.exists():
+        kept.write_text(made)
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         environment = RECIPE | os.environ | environment | {"PATH": path, "OMP_NUM_THREADS": "1"}
         with open(f"{folder}.log", "w") as log:
@@ -65,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     output.mkdir(parents=True, exist_ok=True)
     model, data = options.model.resolve(), options.data_dir.resolve()
     if options.rows:
-        data = first_rows(data, output / f"data-{options.rows}", options.rows)
+        data = first_rows(data, output / f"data-{options.rows}", options.task, options.rows)
     flags = ["--cache_dir", str(output / "cache"), "--overwrite_output_dir", *more]
     teacher = options.teacher.resolve() if options.teacher else output / "teacher"
     if not options.teacher:

@@ -90,4 +90,6 @@ def test_target_benchmark_reaches_its_targets(tmp_path, monkeypatch, world):
     assert half["remaining_weights"] == pytest.approx(50, abs=0.1) == half["topk"]["remaining_weights"]
     assert tenth["remaining_weights"] == pytest.approx(10, abs=0.1) == tenth["topk"]["remaining_weights"]
     assert (tenth["start"], tenth["asked"]) == ("5", pytest.approx(10))
+    with pytest.raises(SystemExit, match="another command; give another --output"):
+        target.main([*places, *flags.split(), "--learning_rate", "1e-4"])
     assert len((tmp_path / "data-20" / "train.tsv").read_text().splitlines()) == 21
