@@ -22,7 +22,7 @@ def flags() -> argparse.Namespace:
     parser.add_argument("grid", choices=tuple(GRIDS))
     parser.add_argument("--output_dir", required=True, help="cells, lines and report; several runners may share it")
     parser.add_argument(
-        "--data_dir", default="", help="holds QQP, SST-2, MNLI as GLUE's archive does, or SQuAD's files"
+        "--data_dir", default="", help="holds QQP, SST-2, MNLI as GLUE's archive does, and SQuAD's files"
     )
     parser.add_argument("--model", default="bert-base-uncased", help="a BERT's folder, or its name on the Hub")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time: one thread, or one GPU, each")

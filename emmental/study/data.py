@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,23 +34,30 @@ def splits(task: str) -> tuple[str, tuple[str, ...]]:
 
 
 def write_subset(experiment: Experiment, places: Places) -> None:
-    """Leaves the first rows of train and all of dev in the study's folder; InputError where the files are not there."""
-    if experiment.train_rows is None and (experiment.published_warmup or places.data):
-        return
-    if (Path(places.data_of(experiment)) / splits(experiment.task)[0]).exists():  # written last
-        return
-    if not places.data:
-        raise InputError("--data_dir is required: the grid takes rows of the official files")
+    """Leaves the first rows of train and all of dev in the study's folder; InputError where the files are not there.
+
+    Rows that are there already have to be those of the official files.
+    """
     source, target = Path(places.data) / experiment.folder, Path(places.data_of(experiment))
     train, dev = splits(experiment.task)
-    for file in (train, *dev):
+    for file in (train, *dev) if places.data else ():
         if not (source / file).is_file():
             raise InputError(f"--data_dir {places.data}: no file {Path(experiment.folder) / file}")
-    for file in dev:
-        with atomic_write(target / file) as temporary:
-            shutil.copyfile(source / file, temporary)
-    with atomic_write(target / train) as temporary:
-        temporary.write_bytes(first(source / train, experiment.task, experiment.train_rows))
+    if experiment.train_rows is None and (experiment.published_warmup or places.data):
+        return
+    there = (target / train).exists()  # it is written last
+    if not places.data:
+        if there:
+            return
+        raise InputError("--data_dir is required: the grid takes rows of the official files")
+    contents = {file: (source / file).read_bytes() for file in dev}
+    contents[train] = first(source / train, experiment.task, experiment.train_rows)
+    for file, content in contents.items():
+        if there and (target / file).read_bytes() != content:
+            raise InputError(f"{target / file}: not from --data_dir {places.data}; give another --output_dir")
+        if not there:
+            with atomic_write(target / file) as temporary:
+                temporary.write_bytes(content)
 
 
 def first(path: Path, task: str, count: int) -> bytes:

@@ -14,6 +14,7 @@ from pathlib import Path
 from emmental.study import data
 from emmental.study.cells import Cell, Places, run_folder
 from emmental.utils.errors import InputError
+from emmental.utils.files import write_errors
 from emmental.utils.provenance import commit, versions
 
 METRICS = ("acc", "f1", "mcc", "acc_mm", "exact")
@@ -39,11 +40,14 @@ def latest(lines: list[dict]) -> dict[str, dict]:
 
 
 def append(path: Path, line: dict) -> None:
-    """Adds a line, whole, however many runners write to the file."""
-    with path.open("a", encoding="utf-8") as file:
+    """Adds a line, whole or not at all, however many runners write to the file; InputError on a full disk."""
+    text = (json.dumps(line) + "\n").encode()
+    with write_errors(path), path.open("ab", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(json.dumps(line) + "\n")
-        file.flush()
+        size = os.fstat(file.fileno()).st_size
+        if file.write(text) < len(text):
+            file.truncate(size)
+            raise OSError("no space left on the device")
         os.fsync(file.fileno())
 
 

@@ -182,10 +182,9 @@ class Runner:
 
 def visible_gpus() -> list[str]:
     """The GPUs to run on, as CUDA_VISIBLE_DEVICES names them: those that it lists, else all of the machine."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]
-    return [str(number) for number in range(len(results.gpus()))]
+    every = [str(number) for number in range(len(results.gpus()))]
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(every)) if every else ""
+    return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]
 
 
 def acquire(path: Path) -> IO | None:

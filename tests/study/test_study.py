@@ -82,6 +82,35 @@ def test_the_first_rows_and_all_of_dev(task, folder, official, tmp_path):
         assert re.findall(r'"id": "([^"]*)"', (cut / train).read_text()) == ids[:5]
     counts = data.described(str(cut), task)
     assert (counts["train"], counts["dev"]) == (5, 20 if task == "qqp" else 12)
+    data.write_subset(experiment, places)  # the same rows once more
+    data.write_subset(experiment, replace(places, data=""))
+    (cut / train).write_bytes((cut / train).read_bytes().replace(b"ba", b"be"))
+    with pytest.raises(InputError, match=rf"{train}: not from --data_dir"):
+        data.write_subset(experiment, places)
+
+
+def test_a_missing_file_is_named_before_anything_runs(tmp_path):
+    for experiment in GRIDS["paper"]:
+        with pytest.raises(InputError, match=r"--data_dir .*: no file .*train"):
+            data.write_subset(experiment, Places(tmp_path, str(tmp_path), "m"))
+        data.write_subset(experiment, Places(tmp_path, "", "m"))  # from the Hub
+
+
+def test_a_line_that_does_not_fit_leaves_the_others_whole(tmp_path):
+    path = tmp_path / "x.jsonl"
+    results.append(path, {"cell": "a"})
+    code = f"""
+import resource, signal
+from pathlib import Path
+from emmental.study import results
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (30, 30))
+results.append(Path({str(path)!r}), {{"cell": "b" * 30}})
+"""
+    failed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "InputError" in failed.stderr and "could not be written" in failed.stderr
+    results.append(path, {"cell": "c"})
+    assert [line["cell"] for line in results.read(path)] == ["a", "c"]
 
 
 # --- The floors
@@ -305,6 +334,8 @@ def test_gpus_are_those_that_the_user_lends(monkeypatch, given, expected):
     if given is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
     assert visible_gpus() == expected
+    monkeypatch.setattr(results, "gpus", list)
+    assert visible_gpus() == []
 
 
 def test_an_error_of_the_runner_ends_it(monkeypatch, tmp_path):
