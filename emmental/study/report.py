@@ -20,7 +20,7 @@ FLOORS = {
     "constant": "floor: the same words of every passage",
 }
 EPOCHS = "epochs; methods at their learning rates"
-WEIGHTS = "remaining weights of the masked matrices (%), methods drawn side by side"
+WEIGHTS = "remaining weights (%), methods drawn side by side"
 AT_FLOOR = 0.5  # points within which a model counts as being at a floor
 
 
