@@ -15,15 +15,15 @@ SEED=${SEED:-42}
 TASK=${TASK:-qqp}
 DATA_DIR=${DATA_DIR:-}            # folder of the official TSV files; empty: nyu-mll/glue from the Hub
 MODEL=${MODEL:-bert-base-uncased}  # or roberta-base and so on: its config tells the family
-BATCH=${BATCH:-32}                # per process
+BATCH=${BATCH:-32}                # of all NPROC processes together; of each one where LAUNCH starts several
 EPOCH=${EPOCH:-10}
 LR=${LR:-3e-5}
 
 METHOD=${METHOD:-topK}
 MASK_LR=${MASK_LR:-1e-2}          # needs no search: masks follow ranks, which a factor on it leaves as they are
-case $TASK in                     # WARMUP in steps, about an epoch: published for QQP, ours for MNLI; else one epoch
-    qqp | QQP) WARMUP=${WARMUP:-11000} ;;
-    mnli | MNLI) WARMUP=${WARMUP:-12000} ;;
+case $TASK in                     # WARMUP in steps: published for QQP, ours for MNLI; else, or empty, one epoch
+    qqp | QQP) WARMUP=${WARMUP-11000} ;;
+    mnli | MNLI) WARMUP=${WARMUP-12000} ;;
 esac
 INITIAL_TH=${INITIAL_TH:-1}
 FINAL_TH=${FINAL_TH:-0.03}        # fraction kept; published: 0.5, 0.1, 0.03
@@ -58,7 +58,11 @@ for name in DEMO CONTRAST DISTILL; do [[ ${!name:-0} == [01] ]] || refuse "$name
 [ "$NPROC" -eq 1 ] || [ "$LAUNCH" = python ] || refuse "NPROC and LAUNCH: give one of them"
 if [ -n "$GPU" ]; then export CUDA_VISIBLE_DEVICES="$GPU"; fi
 if [ "${DEMO:-0}" = 1 ]; then PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" exec python -m emmental.demo "$0" "$@"; fi
-if [ "$NPROC" -gt 1 ]; then LAUNCH="torchrun --standalone --nproc_per_node $NPROC"; fi
+if [ "$NPROC" -gt 1 ]; then
+    [ "$BATCH" -ge 1 ] 2> /dev/null || refuse "BATCH $BATCH: a number, at least 1"
+    [ $((BATCH % NPROC)) -eq 0 ] || refuse "BATCH $BATCH: a multiple of NPROC, $NPROC"
+    BATCH=$((BATCH / NPROC)) LAUNCH="torchrun --standalone --nproc_per_node $NPROC"
+fi
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-1800}  # seconds for a stopped run to save in
 
 if [ -n "${WARMUP:-}" ]; then WARMUP="--warmup_steps $WARMUP"; else WARMUP="--warmup_epochs 1"; fi

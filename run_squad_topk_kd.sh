@@ -14,7 +14,7 @@ SEED=${SEED:-42}
 
 DATA_DIR=${DATA_DIR:-}            # folder of train-v1.1.json and dev-v1.1.json; empty: rajpurkar/squad from the Hub
 MODEL=${MODEL:-bert-base-uncased}  # or roberta-base and so on: its config tells the family
-BATCH=${BATCH:-16}                # per process
+BATCH=${BATCH:-16}                # of all NPROC processes together; of each one where LAUNCH starts several
 EPOCH=${EPOCH:-10}
 LR=${LR:-3e-5}
 
@@ -53,7 +53,11 @@ for name in DEMO CONTRAST DISTILL; do [[ ${!name:-0} == [01] ]] || refuse "$name
 [ "$NPROC" -eq 1 ] || [ "$LAUNCH" = python ] || refuse "NPROC and LAUNCH: give one of them"
 if [ -n "$GPU" ]; then export CUDA_VISIBLE_DEVICES="$GPU"; fi
 if [ "${DEMO:-0}" = 1 ]; then PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" exec python -m emmental.demo "$0" "$@"; fi
-if [ "$NPROC" -gt 1 ]; then LAUNCH="torchrun --standalone --nproc_per_node $NPROC"; fi
+if [ "$NPROC" -gt 1 ]; then
+    [ "$BATCH" -ge 1 ] 2> /dev/null || refuse "BATCH $BATCH: a number, at least 1"
+    [ $((BATCH % NPROC)) -eq 0 ] || refuse "BATCH $BATCH: a multiple of NPROC, $NPROC"
+    BATCH=$((BATCH / NPROC)) LAUNCH="torchrun --standalone --nproc_per_node $NPROC"
+fi
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-1800}  # seconds for a stopped run to save in
 
 [ "$CONTRAST$DISTILL" = 00 ] || set -- --teacher_type "$TEACHER_TYPE" --teacher_name_or_path "$TEACHER_PATH" "$@"

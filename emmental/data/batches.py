@@ -55,5 +55,6 @@ class Plan:
         if warmup_steps and needed >= self.total_steps:
             raise InputError(
                 f"the warm-ups outlast the run: (--initial_warmup {initial_warmup} + --final_warmup {final_warmup}) * "
-                f"{warmup_steps} warm-up steps = {needed}, and the run has {self.total_steps} optimizer steps"
+                f"{warmup_steps} warm-up steps = {needed}, and the run has {self.total_steps} optimizer steps "
+                f"of {self.batch_size * self.accumulation} examples"
             )

@@ -109,6 +109,19 @@ def test_nproc_starts_torchrun(run, script):
 
 
 @pytest.mark.parametrize("script", OWN)
+def test_processes_share_the_batch(run, script):
+    words = run(script, NPROC="4")
+    assert flags(words)["--per_gpu_train_batch_size"] == ("8" if script in GLUE else "4")
+    for batch, why in (
+        ("30", "a multiple of NPROC, 4"),
+        ("2", "a multiple of NPROC, 4"),
+        ("b", "a number, at least 1"),
+    ):
+        (line,) = run(script, status=2, NPROC="4", BATCH=batch)
+        assert line.endswith(f"error: BATCH {batch}: {why}")
+
+
+@pytest.mark.parametrize("script", OWN)
 def test_a_launcher_of_ones_own_is_used(run, script):
     launcher, *words = run(script, LAUNCH="torchrun --nnodes 2 --node_rank 1")
     assert launcher == "torchrun" and words[:4] == ["--nnodes", "2", "--node_rank", "1"]
@@ -123,6 +136,13 @@ def test_warmup_fits_the_task(run, script, task, flag, value):
     given = flags(run(script, TASK=task))
     assert {name: x for name, x in given.items() if "--warmup" in name} == {f"--warmup_{flag}": value}
     assert given["--teacher_name_or_path"] == f"teacher/{task}"
+    assert flags(run(script, TASK=task, WARMUP=""))["--warmup_epochs"] == "1"
+
+
+@pytest.mark.parametrize("task, published", [("qqp", "550"), ("MNLI", "680"), ("rte", "550")])
+def test_lambda_is_the_tasks_published_one(run, task, published):
+    assert flags(run("run_glue_soft_kd.sh", TASK=task))["--final_lambda"] == published
+    assert flags(run("run_glue_soft_kd.sh", TASK=task, FINAL_LAMBDA="7"))["--final_lambda"] == "7"
 
 
 def test_output_says_what_its_number_means(run):
