@@ -37,6 +37,14 @@ class Task:
     header: tuple[str, ...] | None = None  # of a file that has none
     hub_texts: tuple[str, ...] | None = None  # columns on the Hub, where they are named otherwise
 
+    def __post_init__(self):
+        if len(self.texts) not in (1, 2):
+            raise ValueError(f"texts {self.texts}: one or two columns; a text is a sentence or a pair")
+        if unknown := set(self.metrics) - {"acc", "f1", "mcc", "pearson", "spearmanr"}:
+            raise ValueError(f"metrics {sorted(unknown)}: not among those of `metrics` below")
+        if "f1" in self.metrics and len(self.labels) != 2:
+            raise ValueError("f1 is of two labels, the second of which counts")
+
     def holds(self, value: int | float | None) -> bool:
         """Whether `value` is the id of a label, or a score."""
         return value in range(len(self.labels)) if self.labels else isinstance(value, float) and 0 <= value <= 5

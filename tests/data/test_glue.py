@@ -13,7 +13,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from emmental.data.glue import TASKS, Rows, from_hub, metrics, read, tokenise
+from emmental.data.glue import TASKS, Rows, Task, from_hub, metrics, read, tokenise
 from emmental.utils.errors import InputError
 
 HEADERS = {
@@ -282,6 +282,19 @@ def test_tokens_are_cached_and_remade_when_needed(tmp_path, tokenizer):
     ):
         file.write_bytes(damaged)
         assert calls() == 1 and calls() == 0 and file.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "row, wrong",
+    [
+        ({"texts": ("a", "b", "c")}, "one or two columns"),
+        ({"metrics": ("precision",)}, "precision"),
+        ({"labels": ("x", "y", "z"), "metrics": ("f1",)}, "two labels"),
+    ],
+)
+def test_a_task_that_cannot_be_read_or_measured_is_refused_at_once(row, wrong):
+    with pytest.raises(ValueError, match=wrong):
+        Task(**row)
 
 
 def test_one_process_tokenises_for_all(tmp_path, tokenizer, monkeypatch):
