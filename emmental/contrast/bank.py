@@ -86,7 +86,11 @@ class Bank:
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """The rows of the examples `index` (batch,) as float32 on the device, (batch, R, hidden)."""
-        parts = [rows_to_device(column, index, self.device) for column in self.columns]
+        here = to_device(index, self.device)
+        parts = [
+            rows_to_device(column, index, self.device) if column.device.type == "cpu" else column.index_select(0, here)
+            for column in self.columns
+        ]
         return (torch.stack(parts, dim=1) if len(parts) > 1 else parts[0][:, None]).float()
 
     def draw(self, index: torch.Tensor, labels: torch.Tensor | None, extra: int, seed: tuple[int, ...]) -> BankSample:

@@ -19,12 +19,7 @@ def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def rows_to_device(table: torch.Tensor, index: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The rows `index` (batch,) of `table` (examples, ...), on host or device: (batch, ...) on `device`.
-
-    `index` is in host memory.
-    """
-    if table.device.type != "cpu":
-        return table.index_select(0, to_device(index, device))
+    """The rows `index` (batch,) of `table` (examples, ...), both in host memory: (batch, ...) on `device`."""
     rows = torch.empty(len(index), *table.shape[1:], dtype=table.dtype, pin_memory=PINNED and device.type == "cuda")
     return torch.index_select(table, 0, index, out=rows).to(device, non_blocking=True)
 

@@ -19,7 +19,7 @@ def labels_on_the_host() -> None:
 
 
 def bank_index_on_the_host() -> None:
-    bank.rows_to_device = lambda table, index, device: table.index_select(0, index)
+    bank.to_device = lambda x, device: x
 
 
 def identity_on_the_host() -> None:
