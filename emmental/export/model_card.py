@@ -22,7 +22,7 @@ METRICS = {
 }
 LICENSES = {"bert-base-uncased": "apache-2.0", "google-bert/bert-base-uncased": "apache-2.0"}
 LOAD = {
-    "masked": """import emmental
+    "masked": """import emmental  # the package of the repository that pruned this model, not PyPI's of that name
 
 model = emmental.{masked_class}.from_pretrained("{folder}")
 
@@ -31,7 +31,7 @@ it.""",
     "dense": """from transformers import {plain_class}
 
 model = {plain_class}.from_pretrained("{folder}")""",
-    "sparse": """import emmental
+    "sparse": """import emmental  # the package of the repository that pruned this model, not PyPI's of that name
 
 model = emmental.load_sparse("{folder}")
 

@@ -20,6 +20,7 @@ from emmental.model.families import Family
 from emmental.model.packing import ATTENTION, FIRST_TOKENS, Packing
 from emmental.pruning.masked_linear import MaskedLinear, mask_linears, masked_linears
 from emmental.pruning.products import masked_products
+from emmental.utils.errors import InputError
 from emmental.utils.transfers import to_device
 
 
@@ -76,6 +77,8 @@ class MaskedModel:
         raise NotImplementedError
 
     def __init__(self, config: MaskedConfig):
+        if config.alignrep not in ("cls", "mean-pooling"):
+            raise InputError(f"alignrep {config.alignrep!r}: cls or mean-pooling")
         super().__init__(config)
         config._attn_implementation = ATTENTION
         self.base_model.__class__ = with_score_init(type(self.base_model))
