@@ -1,6 +1,8 @@
 """The passes that fill the banks: the teacher once, the student at the start of every epoch.
 
-The teacher's pass yields its logits as well, so that distillation needs no forward of its own.
+The teacher's pass yields its logits as well, so that distillation needs no forward of its own. A bank of another kind
+is a name in BANKS (arguments.py), a pass here that fills it, and its columns in `plan_memory` (training/memory.py); the
+loss takes it from there.
 """
 
 import torch

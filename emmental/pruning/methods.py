@@ -4,10 +4,11 @@ Movement pruning (arXiv 2005.07683) calls them hard (topK) and soft (sigmoied_th
 (arXiv 2112.07198) train with the same masks. Everything that depends on a method asks this table, which needs no
 torch, so that flags can be checked against it in a moment.
 
-To add a method, add a row to METHODS. If it ranks scores or compares them with a threshold, that is all: flags and
-their checks, masks, schedule, counting and folding read the row. A mask of another kind needs a field here and a
-branch in `binary_mask` (masks.py), and one that is not made once per step another in `current_mask`
-(masked_linear.py), as l0 has. tests/pruning/test_masks.py and the end-to-end tests go over the table's rows.
+To add a method, add a row to METHODS. If it ranks scores or weights or compares them with a threshold, that is all:
+flags and their checks, masks, schedule, counting and folding read the row. One that ranks something else, as |w * s|,
+needs a field here and a case in `MaskedLinear.ranking` (masked_linear.py), a mask of another kind a branch in
+`binary_mask` (masks.py), and one that is not made once per step another in `current_mask` of MaskedLinear, as l0 has.
+tests/pruning/test_masks.py and tests/model/test_packing.py go over the rows, with a threshold for each.
 """
 
 from dataclasses import dataclass

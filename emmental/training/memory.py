@@ -1,8 +1,8 @@
 """What a run will take of its device's memory, reckoned before anything is placed, and where the banks then go.
 
-A bank's column has the size of the training set: 1.04 GiB of QQP's, one per epoch and two more. Those go on the device
-that still fit beside all that training needs, though gradients and moments do not exist yet; a run that resumes
-reckons the same, and so does not end out of memory where the first one did not.
+A bank's column has the size of the training set: 1.04 GiB of QQP's, one for each epoch but the first and two more.
+Those go on the device that still fit beside all that training needs, though gradients and moments do not exist yet; a
+run that resumes reckons the same, and so does not end out of memory where the first one did not.
 """
 
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ others, and its connections close. Each process watches its left neighbour over 
 nothing comes but a goodbye; where it closes without one, this process ends as well within PATIENCE seconds, also while
 a GPU waits in an NCCL kernel for ever. So the news goes round, over any number of nodes, whichever rendezvous started
 them, and each torchrun ends with its processes. What closes no connection, a machine without power, ends by the
-timeout of torch's collectives: 10 minutes on NCCL, 30 on gloo; so does waiting for a process that never joined.
+timeout of torch's collectives, 30 minutes; so does waiting for a process that never joined.
 """
 
 import atexit
