@@ -59,7 +59,9 @@ def run(main: Callable[[], None]) -> None:
 def report(error: Exception) -> int:
     """Says what went wrong; returns the exit status."""
     if isinstance(error, InputError) or (isinstance(error, OSError) and error.errno in DISK):
-        print_error(str(error))
+        # until torch is loaded flags and files are checked, in which every process of a node finds the same
+        if "torch" in sys.modules or os.environ.get("LOCAL_RANK", "0") == "0":
+            print_error(str(error))
         return 2
     # gloo's errors have no class of their own; torch's are named, since torch may not be loaded, and may be of this
     # process's own making: a port in use, one GPU for two processes

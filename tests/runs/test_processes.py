@@ -12,7 +12,7 @@ import pytest
 from tiny import HARD, ROOT, SOFT, TRAIN, log, result, start_script, succeed
 from torch.distributed import DistBackendError
 
-from emmental.utils.errors import report
+from emmental.utils.errors import InputError, report
 
 CONFIGURATIONS = {  # 26 rows in batches of 8: the last batch of an epoch has two, fewer than four processes
     "qqp, topK": ("qqp", [*HARD, "--weight_decay", 0.1]),
@@ -190,6 +190,15 @@ def test_only_a_lost_connection_is_called_one(capsys, text, lost):
     assert report(DistBackendError(text)) == 1
     said = capsys.readouterr().err
     assert ("another process has ended" in said) == lost and ("DistBackendError" in said) != lost
+
+
+@pytest.mark.parametrize("rank, loaded, lines", [("0", False, 1), ("3", False, 0), ("3", True, 1)])
+def test_a_wrong_flag_is_answered_once(monkeypatch, capsys, rank, loaded, lines):
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    if not loaded:
+        monkeypatch.delitem(sys.modules, "torch")
+    assert report(InputError("--x: no")) == 2
+    assert len(capsys.readouterr().err.splitlines()) == lines
 
 
 def test_a_folder_that_processes_do_not_share_is_refused(world, tmp_path):
