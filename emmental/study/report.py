@@ -168,7 +168,7 @@ def panel(axis, lines: list[dict]) -> None:
         ]
         (drawn,) = axis.plot(*zip(*sorted(centres), strict=True), label=name, marker="_", markersize=14)
         axis.scatter([x for x, _, _ in points], [y for _, y, _ in points], color=drawn.get_color(), s=22, zorder=3)
-    for line in lines:
+    for line in sorted(lines, key=lambda line: line["kind"] != "teacher"):
         if line["kind"] == "teacher":
             axis.axhline(percent(line, metric), color="black", linestyle="--", label="teacher")
         elif line["kind"] == "floor":
