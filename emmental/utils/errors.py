@@ -8,10 +8,12 @@ import errno
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import TextIO
 
+GRACE = 3  # seconds that torchrun has to end a process after another one
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # full, or not to be written
 LOST = re.compile("closed|reset by peer|broken pipe|timed? ?out", re.IGNORECASE)  # a connection, in torch's words
 AT_END: list[Callable[[int], None]] = []  # what a script does at its end, given its exit status; one may not return
@@ -59,9 +61,10 @@ def run(main: Callable[[], None]) -> None:
 def report(error: Exception) -> int:
     """Says what went wrong; returns the exit status."""
     if isinstance(error, InputError) or (isinstance(error, OSError) and error.errno in DISK):
-        # until torch is loaded flags and files are checked, in which every process of a node finds the same
-        if "torch" in sys.modules or os.environ.get("LOCAL_RANK", "0") == "0":
-            print_error(str(error))
+        if "torch" not in sys.modules and os.environ.get("LOCAL_RANK", "0") != "0":
+            # flags and files: process 0 of the node finds the same as a rule, and torchrun then ends this one unheard
+            time.sleep(GRACE)
+        print_error(str(error))
         return 2
     # gloo's errors have no class of their own; torch's are named, since torch may not be loaded, and may be of this
     # process's own making: a port in use, one GPU for two processes

@@ -192,13 +192,21 @@ def test_only_a_lost_connection_is_called_one(capsys, text, lost):
     assert ("another process has ended" in said) == lost and ("DistBackendError" in said) != lost
 
 
-@pytest.mark.parametrize("rank, loaded, lines", [("0", False, 1), ("3", False, 0), ("3", True, 1)])
-def test_a_wrong_flag_is_answered_once(monkeypatch, capsys, rank, loaded, lines):
+@pytest.mark.parametrize("rank, loaded, waits", [("0", False, 0), ("3", False, 1), ("3", True, 0)])
+def test_a_wrong_flag_is_left_to_process_0(monkeypatch, capsys, rank, loaded, waits):
+    waited = []
+    monkeypatch.setattr(time, "sleep", waited.append)
     monkeypatch.setenv("LOCAL_RANK", rank)
     if not loaded:
         monkeypatch.delitem(sys.modules, "torch")
     assert report(InputError("--x: no")) == 2
-    assert len(capsys.readouterr().err.splitlines()) == lines
+    assert len(waited) == waits and capsys.readouterr().err.count("--x: no") == 1
+
+
+def test_torchrun_answers_a_wrong_flag_once():
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    ran = subprocess.run([*launch, ROOT / "masked_run_glue.py", "--wrong"], capture_output=True, text=True, timeout=100)
+    assert ran.returncode != 0 and ran.stderr.count("error: [process") == ran.stderr.count("[process 0]") == 1
 
 
 def test_a_folder_that_processes_do_not_share_is_refused(world, tmp_path):
