@@ -156,7 +156,8 @@ def test_an_error_of_one_process_ends_the_others(world, tmp_path, function):
 FAILS, KILLED = ("fail", "Optimizer.step", 4), ("hit", signal.SIGKILL, "Optimizer.step", 4)
 
 
-@pytest.mark.parametrize("end", [pytest.param(FAILS, marks=pytest.mark.slow), KILLED], ids=["fails", "killed"])
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [FAILS, KILLED], ids=["fails", "killed"])
 def test_processes_that_wait_for_a_gpu_end_with_another(world, tmp_path, end):
     """Where no call to gloo tells a host, since it is blocked, as by an NCCL kernel; the news goes round."""
     begun, blocked = time.monotonic(), ("block", "Optimizer.step", 4)
@@ -166,6 +167,7 @@ def test_processes_that_wait_for_a_gpu_end_with_another(world, tmp_path, end):
         assert f"error: [process {rank}] process {left} has ended before its time" in answers[rank].err
 
 
+@pytest.mark.slow
 def test_an_error_does_not_hang_at_the_end(world, tmp_path):
     """An exit handler that waits for ever, as one may for another process, is cut short."""
     begun = time.monotonic()
