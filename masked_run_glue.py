@@ -6,7 +6,7 @@ The experiment as one page: flags, data, checks, then training and evaluation. S
 from pathlib import Path
 
 from emmental.arguments import GlueArguments, parse
-from emmental.data import glue
+from emmental.data import glue, glue_metrics
 from emmental.model.suitability import check_models
 from emmental.utils.errors import InputError, print_once, run
 
@@ -62,7 +62,7 @@ def main() -> None:
         results = {}
         for split, examples in dev_sets.items():
             (logits,) = predict(model, examples, precision, split)
-            metrics = glue.metrics(args.task_name, logits.numpy(), examples.labels[0].numpy())
+            metrics = glue_metrics.evaluate(kind, logits.numpy(), examples.labels[0].numpy())
             mismatched = split.endswith("mismatched")
             results |= {f"{name}_mm" if mismatched else name: value for name, value in metrics.items()}
         return results

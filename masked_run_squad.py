@@ -6,7 +6,7 @@ The experiment as one page: flags, data, checks, then training and evaluation. S
 from pathlib import Path
 
 from emmental.arguments import SquadArguments, parse
-from emmental.data import squad, squad_metrics
+from emmental.data import squad, squad_metrics, squad_windows
 from emmental.model.suitability import check_models
 from emmental.utils.errors import print_once, run
 
@@ -33,7 +33,7 @@ def main() -> None:
     args = parse(SquadArguments)
     if args.finished:
         return
-    squad.check_lengths(args.max_seq_length, args.doc_stride, args.max_query_length)
+    squad_windows.check_lengths(args.max_seq_length, args.doc_stride, args.max_query_length)
     check_models(args, None)
     train_questions = read(args, "train", "train_file") if args.do_train else None
     dev_questions = read(args, "dev", "predict_file") if args.do_eval else None
@@ -48,8 +48,8 @@ def main() -> None:
     precision = experiment.prepare(args)
     tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path, args.do_lower_case)
 
-    def windows(questions: squad.Questions, training: bool) -> squad.Windows:
-        made = squad.windows(
+    def windows(questions: squad.Questions, training: bool) -> squad_windows.Windows:
+        made = squad_windows.tokenise(
             questions,
             tokenizer,
             max_seq_length=args.max_seq_length,

@@ -28,7 +28,9 @@ LIGHT = (
     "emmental.arguments",
     "emmental.model.suitability",
     "emmental.data.glue",
+    "emmental.data.glue_metrics",
     "emmental.data.squad",
+    "emmental.data.squad_windows",
     "emmental.data.squad_metrics",
 )
 HEAVY = (

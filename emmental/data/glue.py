@@ -1,13 +1,12 @@
-"""The nine GLUE tasks: reading the official TSV files or the Hub's copy, tokenising, and the benchmark's metrics.
+"""The nine GLUE tasks: reading the official TSV files or the Hub's copy, and tokenising.
 
 A task has one name, the released one in lower case ("sst-2", not "sst2"). A set is named as its file is: "train",
-"dev", or MNLI's "dev_matched" and "dev_mismatched". What needs torch, datasets or scikit-learn imports it when called,
-so that files are checked within a second, before a model is loaded.
+"dev", or MNLI's "dev_matched" and "dev_mismatched". What needs torch or datasets imports it when called, so that files
+are checked within a second, before a model is loaded.
 """
 
 import hashlib
 import json
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emmental.data.cache import cached_map, described, import_datasets
+from emmental.data.glue_metrics import METRICS
 from emmental.data.template import has_token_types
 from emmental.utils.errors import InputError
 
@@ -40,8 +40,8 @@ class Task:
     def __post_init__(self):
         if len(self.texts) not in (1, 2):
             raise ValueError(f"texts {self.texts}: one or two columns; a text is a sentence or a pair")
-        if unknown := set(self.metrics) - {"acc", "f1", "mcc", "pearson", "spearmanr"}:
-            raise ValueError(f"metrics {sorted(unknown)}: not among those of `metrics` below")
+        if unknown := set(self.metrics) - set(METRICS):
+            raise ValueError(f"metrics {sorted(unknown)}: not among {sorted(METRICS)} of glue_metrics.py")
         if "f1" in self.metrics and len(self.labels) != 2:
             raise ValueError("f1 is of two labels, the second of which counts")
 
@@ -228,29 +228,3 @@ def _longest_first(columns: list[list[int]], sequence: list[int | None], limit: 
         surplus = [place for place, of in enumerate(sequence) if of == sentence][keep:]
         for values in columns if surplus else ():
             del values[surplus[0] : surplus[-1] + 1]
-
-
-def metrics(task: str, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The task's metrics from logits (examples, labels) and labels (examples,), by GLUE's names, each a fraction of 1.
-
-    Where a metric is not defined, as a correlation with a constant is not, it is 0.
-    """
-    from scipy.stats import pearsonr, spearmanr
-    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-
-    def correlation(function, x, y):
-        return function(x, y).statistic if np.ptp(x) and np.ptp(y) else 0.0
-
-    measure = {
-        "acc": accuracy_score,
-        "f1": lambda y, x: f1_score(y, x, zero_division=0.0),
-        "mcc": matthews_corrcoef,
-        "pearson": lambda y, x: correlation(pearsonr, x, y),
-        "spearmanr": lambda y, x: correlation(spearmanr, x, y),
-    }
-    kind, labels = TASKS[task], np.asarray(labels)
-    predictions = np.asarray(predictions).argmax(-1) if kind.labels else np.asarray(predictions).reshape(-1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the undefined cases, which are 0 here
-        scores = {name: float(measure[name](labels, predictions)) for name in kind.metrics}
-    return scores | ({kind.mean: sum(scores.values()) / 2} if kind.mean else {})

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from emmental.data.squad import Question, Windows
+    from emmental.data.squad import Question
+    from emmental.data.squad_windows import Windows
 
 CHUNK = 256  # windows whose n_best_size squared pairs are in memory at once
 PUNCTUATION = str.maketrans("", "", string.punctuation)

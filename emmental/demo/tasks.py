@@ -12,25 +12,26 @@ WINDOW = {"max_seq_length": 64, "doc_stride": 32, "max_query_length": 16}
 
 def classify(model, tokenizer, here: Path) -> dict[str, float]:
     """Accuracy and F1 on dev.tsv, in per cent."""
-    from emmental.data import glue
+    from emmental.data import glue, glue_metrics
     from emmental.model.inference import predict
     from emmental.utils.precision import Precision
 
     rows = glue.read("qqp", here / "data" / "dev.tsv")
     examples = glue.tokenise(rows, tokenizer, task="qqp", max_seq_length=128, cache_dir=here / "cache" / "emmental")
     (logits,) = predict(model, examples, Precision(model.device), "dev")
-    scores = glue.metrics("qqp", logits.numpy(), examples.labels[0].numpy())
+    scores = glue_metrics.evaluate(glue.TASKS["qqp"], logits.numpy(), examples.labels[0].numpy())
     return {"accuracy": 100 * scores["acc"], "F1": 100 * scores["f1"]}
 
 
 def answer(model, tokenizer, here: Path) -> dict[str, float]:
     """F1 and exact match on dev-v1.1.json, in per cent."""
-    from emmental.data import squad, squad_metrics
+    from emmental.data import squad, squad_metrics, squad_windows
     from emmental.model.inference import predict
     from emmental.utils.precision import Precision
 
     questions = squad.read(here / "data" / "dev-v1.1.json", version_2=False)
-    windows = squad.windows(questions, tokenizer, **WINDOW, training=False, cache_dir=here / "cache" / "emmental")
+    cache_dir = here / "cache" / "emmental"
+    windows = squad_windows.tokenise(questions, tokenizer, **WINDOW, training=False, cache_dir=cache_dir)
     spans = predict(model, windows.examples, Precision(model.device), "dev")
     start, end = (windows.examples.ragged(logits.numpy()) for logits in spans)
     settings = {"n_best_size": 20, "max_answer_length": 30, "version_2": False, "null_score_diff_threshold": 0.0}

@@ -6,6 +6,7 @@ section 5). The representation is what the contrastive losses align (arXiv 2112.
 the bank rows from `encode`.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
@@ -62,7 +63,7 @@ def with_score_init(inner: type) -> type:
     return type(f"Masked{inner.__name__}", (ScoreInit, inner), {"__module__": __name__})
 
 
-class MaskedModel:
+class MaskedModel(ABC):
     """What all masked models share: the masked encoder, packing and the representation.
 
     To be mixed in before one of transformers' own models with a head, whose modules and names are kept.
@@ -72,9 +73,9 @@ class MaskedModel:
     _keep_in_fp32_modules_strict: ClassVar = ["mask_scores"]  # whatever dtype from_pretrained is asked for
     packing = True
 
+    @abstractmethod
     def represent(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """(batch, length, hidden) -> (batch, hidden): `alignrep`'s pooling, before any dropout of the anchor's own."""
-        raise NotImplementedError
 
     def __init__(self, config: MaskedConfig):
         if config.alignrep not in ("cls", "mean-pooling"):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from emmental.data import glue, squad
+from emmental.data import glue, glue_metrics, squad
 from emmental.utils.errors import InputError, run
 from emmental.utils.files import write_json
 
@@ -84,7 +84,7 @@ def measure(args: argparse.Namespace, dev: dict[str, glue.Rows], predictions: li
     """A task's metrics on its dev sets by masked_run_glue.py's names; `predictions` (rows, labels) of each set."""
     results = {}
     for (split, rows), scores in zip(dev.items(), predictions, strict=True):
-        metrics = glue.metrics(args.task_name, scores, np.array(rows.labels))
+        metrics = glue_metrics.evaluate(glue.TASKS[args.task_name], scores, np.array(rows.labels))
         results |= {f"{name}_mm" if split.endswith("mismatched") else name: value for name, value in metrics.items()}
     return results
 

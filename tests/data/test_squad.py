@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizerFast
 
-from emmental.data.squad import Question, Questions, check_lengths, from_hub, locate, read, windows
+from emmental.data.squad import Question, Questions, from_hub, locate, read
 from emmental.data.squad_metrics import evaluate, normalize, predict, save
+from emmental.data.squad_windows import check_lengths, tokenise
 from emmental.utils.errors import InputError
 
 LENGTHS = {"max_seq_length": 24, "doc_stride": 6, "max_query_length": 5}
@@ -112,10 +113,10 @@ def test_single_bad_questions_are_noted_and_left_out_of_training_only(tmp_path, 
         "both": "is_impossible and the answers contradict each other",
         "tokenless": "the answer does not occur at answer_start",
     }
-    trained = windows(questions, tokenizer, training=True, cache_dir=tmp_path, **LENGTHS)
+    trained = tokenise(questions, tokenizer, training=True, cache_dir=tmp_path, **LENGTHS)
     assert {questions[i].id for i in trained.question} == {"good"}
     assert trained.skipped == questions.notes
-    evaluated = windows(questions, tokenizer, training=False, cache_dir=tmp_path, **LENGTHS)
+    evaluated = tokenise(questions, tokenizer, training=False, cache_dir=tmp_path, **LENGTHS)
     assert set(evaluated.question.tolist()) == set(range(6)) and not evaluated.skipped
 
 
@@ -125,8 +126,8 @@ def test_empty_passages_and_answers_without_token_are_left_out(tmp_path, tokeniz
     blank = read(write(tmp_path / "b.json", entry(answers=[("\u200b", 1)]), passage="a\u200bb"), version_2=False)
     for questions, reason in ((noted, "the passage is empty"), (blank, "the answer holds no token")):
         with pytest.raises(InputError, match=f"no question is fit for training; 'q': {reason}"):
-            windows(questions, tokenizer, training=True, cache_dir=tmp_path, **LENGTHS)
-    window = windows(noted, tokenizer, training=False, cache_dir=tmp_path, **LENGTHS)
+            tokenise(questions, tokenizer, training=True, cache_dir=tmp_path, **LENGTHS)
+    window = tokenise(noted, tokenizer, training=False, cache_dir=tmp_path, **LENGTHS)
     logits = np.zeros(len(window.char_start), dtype=np.float32)
     predictions, nbest, _ = predict(window, logits, logits)
     assert predictions == {"q": ""} and nbest["q"][0]["probability"] == 1.0
@@ -288,7 +289,7 @@ def naive_windows(question, tokenizer, max_seq_length, doc_stride, max_query_len
 )
 def test_windows_equal_the_released_loops(tmp_path, tokenizer, most, lengths):
     questions = random_questions(0, most=most)
-    made = windows(questions, tokenizer, training=False, cache_dir=tmp_path, **lengths)
+    made = tokenise(questions, tokenizer, training=False, cache_dir=tmp_path, **lengths)
     expected = [(i, *w) for i, question in enumerate(questions) for w in naive_windows(question, tokenizer, **lengths)]
     offsets = made.examples.offsets
     assert made.question.tolist() == [i for i, *_ in expected] and len(expected) > 2 * len(questions)
@@ -312,7 +313,7 @@ def test_memory_for_a_long_passage_grows_with_its_length(tmp_path, tokenizer):
     for words in (4_000, 16_000):
         question = Question("q", "mill", " ".join(["mill"] * words), ("mill",), (0,))
         tracemalloc.start()
-        made = windows(Questions("s", [question]), tokenizer, training=False, cache_dir=tmp_path, **LENGTHS)
+        made = tokenise(Questions("s", [question]), tokenizer, training=False, cache_dir=tmp_path, **LENGTHS)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert made.max_context.sum() == words
@@ -321,7 +322,7 @@ def test_memory_for_a_long_passage_grows_with_its_length(tmp_path, tokenizer):
 
 def test_labels_decode_to_the_answer_or_point_at_cls(tmp_path, tokenizer):
     questions = random_questions(2)
-    made = windows(questions, tokenizer, training=True, cache_dir=tmp_path, **LENGTHS)
+    made = tokenise(questions, tokenizer, training=True, cache_dir=tmp_path, **LENGTHS)
     offsets, found = made.examples.offsets, set()
     for number, (start, end) in enumerate(zip(*(labels.tolist() for labels in made.examples.labels), strict=True)):
         question = questions[made.question[number]]
@@ -340,11 +341,11 @@ def test_cached_windows_are_remade_when_anything_they_depend_on_changes(tmp_path
     questions = random_questions(3, count=2)
 
     def files(questions=questions, training=True, **changes):
-        windows(questions, tokenizer, training=training, cache_dir=tmp_path, **LENGTHS | changes)
+        tokenise(questions, tokenizer, training=training, cache_dir=tmp_path, **LENGTHS | changes)
         return len(list(tmp_path.glob("windows-*.arrow")))
 
     assert files() == 1
-    monkeypatch.setattr("emmental.data.squad._make_windows", None)  # a second call cuts nothing
+    monkeypatch.setattr("emmental.data.squad_windows._make_windows", None)  # a second call cuts nothing
     assert files() == 1
     monkeypatch.undo()
     assert files(doc_stride=5) == 2 and files(max_query_length=4) == 3 and files(max_seq_length=23) == 4
@@ -395,7 +396,7 @@ def naive_predict(made, starts, ends, n_best_size, max_answer_length, version_2,
 @pytest.mark.parametrize("n_best_size", [1, 4, 20, 40])
 def test_answers_equal_a_naive_search(folder, tokenizer, monkeypatch, seed, version_2, n_best_size):
     monkeypatch.setattr("emmental.data.squad_metrics.CHUNK", 5)
-    made = windows(random_questions(seed), tokenizer, training=False, cache_dir=folder, **LENGTHS)
+    made = tokenise(random_questions(seed), tokenizer, training=False, cache_dir=folder, **LENGTHS)
     rng = np.random.default_rng(seed)
     starts, ends = rng.integers(-4, 4, (2, len(made.char_start))).astype(np.float32)  # integers: many ties
     predictions, nbest, null_odds = predict(
@@ -418,7 +419,7 @@ def test_answers_equal_a_naive_search(folder, tokenizer, monkeypatch, seed, vers
 
 def test_the_answer_is_a_piece_of_the_original_passage(tmp_path, tokenizer):
     questions = Questions("one", [Question("q", "where", PASSAGE, ("Mill of Zürich",), (8,))])
-    made = windows(questions, tokenizer, training=True, cache_dir=tmp_path, **LENGTHS)
+    made = tokenise(questions, tokenizer, training=True, cache_dir=tmp_path, **LENGTHS)
     logits = np.zeros((2, len(made.char_start)), dtype=np.float32)
     for row, labels in zip(logits, made.examples.labels, strict=True):
         row[made.examples.offsets[:-1] + labels.numpy()] = 5.0

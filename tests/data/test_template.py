@@ -9,8 +9,9 @@ from tiny import WORDS, make_tokenizer
 from transformers import AutoTokenizer
 
 from emmental.data import glue
-from emmental.data.squad import Question, Questions, windows
+from emmental.data.squad import Question, Questions
 from emmental.data.squad_metrics import predict
+from emmental.data.squad_windows import tokenise
 
 FAMILIES = ("bert", "roberta", "electra", "distilbert", "modernbert")
 
@@ -70,7 +71,7 @@ LENGTHS = {"max_seq_length": 24, "doc_stride": 7, "max_query_length": 6}
 def test_windows_equal_the_tokenizers_own(tmp_path, tokenizer):
     """The first window of every question; later ones begin doc_stride tokens on."""
     questions = questions_of(random.Random(1), 20)
-    made = windows(questions, tokenizer, training=False, cache_dir=tmp_path, **LENGTHS)
+    made = tokenise(questions, tokenizer, training=False, cache_dir=tmp_path, **LENGTHS)
     assert made.examples.pad_token == tokenizer.pad_token_id
     for place, question in enumerate(questions):
         window = list(made.question).index(place)
@@ -104,7 +105,7 @@ def assert_labels_decode(made) -> None:
 def test_answers_come_back_to_the_letter(tmp_path, tokenizer):
     questions = questions_of(random.Random(2), 40)
     lengths = LENGTHS | {"max_seq_length": 64, "doc_stride": 20}
-    assert_labels_decode(windows(questions, tokenizer, training=True, cache_dir=tmp_path, **lengths))
+    assert_labels_decode(tokenise(questions, tokenizer, training=True, cache_dir=tmp_path, **lengths))
 
 
 def test_offsets_that_count_the_space_before_a_word(tmp_path, byte_tokenizer):
@@ -116,12 +117,12 @@ def test_offsets_that_count_the_space_before_a_word(tmp_path, byte_tokenizer):
     assert any(start == 2 for start, _ in encoded["offset_mapping"])
     questions = questions_of(random.Random(3), 40)
     lengths = LENGTHS | {"max_seq_length": 64, "doc_stride": 20}
-    assert_labels_decode(windows(questions, byte_tokenizer, training=True, cache_dir=tmp_path, **lengths))
+    assert_labels_decode(tokenise(questions, byte_tokenizer, training=True, cache_dir=tmp_path, **lengths))
 
 
 def test_characters_of_several_byte_tokens(tmp_path, byte_tokenizer):
     passage = "ba čeština 北京 be"
     made = [Question(word, "ba ?", passage, (word,), (passage.index(word),)) for word in ("čeština", "北京", "be")]
     lengths = LENGTHS | {"max_seq_length": 64, "doc_stride": 20}
-    made = windows(Questions("here", made), byte_tokenizer, training=True, cache_dir=tmp_path, **lengths)
+    made = tokenise(Questions("here", made), byte_tokenizer, training=True, cache_dir=tmp_path, **lengths)
     assert_labels_decode(made)
