@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from typing import TextIO
 
-GRACE = 3  # seconds that torchrun has to end a process after another one
+GRACE = 5  # seconds that torchrun has to end a process after another one
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # full, or not to be written
 LOST = re.compile("closed|reset by peer|broken pipe|timed? ?out", re.IGNORECASE)  # a connection, in torch's words
 AT_END: list[Callable[[int], None]] = []  # what a script does at its end, given its exit status; one may not return
@@ -61,10 +61,12 @@ def run(main: Callable[[], None]) -> None:
 def report(error: Exception) -> int:
     """Says what went wrong; returns the exit status."""
     if isinstance(error, InputError) or (isinstance(error, OSError) and error.errno in DISK):
-        if "torch" not in sys.modules and os.environ.get("LOCAL_RANK", "0") != "0":
-            # flags and files: process 0 of the node finds the same as a rule, and torchrun then ends this one unheard
-            time.sleep(GRACE)
-        print_error(str(error))
+        try:
+            if "torch" not in sys.modules and os.environ.get("LOCAL_RANK", "0") != "0":
+                # flags and files: process 0 of the node finds the same as a rule; torchrun then ends this one unheard
+                time.sleep(GRACE)
+        finally:
+            print_error(str(error))
         return 2
     # gloo's errors have no class of their own; torch's are named, since torch may not be loaded, and may be of this
     # process's own making: a port in use, one GPU for two processes
