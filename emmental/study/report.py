@@ -7,6 +7,7 @@ by method where all keep the same share: seeds as dots, a method's means as one 
 from collections import defaultdict
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import cycle
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -19,8 +20,9 @@ FLOORS = {
     "embeddings": "floor: regression on frozen word embeddings",
     "constant": "floor: the same words of every passage",
 }
-EPOCHS = "epochs; methods at their learning rates"
+EPOCHS = "epochs (methods at their learning rates, drawn side by side)"
 WEIGHTS = "remaining weights (%), methods drawn side by side"
+MARKS = (("o", "-"), ("s", "--"), ("^", ":"))  # dots and line of a recipe; the colour is the method's
 AT_FLOOR = 0.5  # points within which a model counts as being at a floor
 
 
@@ -148,6 +150,12 @@ def panel(axis, lines: list[dict]) -> None:
     one_share, one_length = (len({getattr(group, of) for group in found}) == 1 for of in ("keep", "epochs"))
     by_epochs = one_share and not one_length
     by_method = one_share and one_length and len({group.learning_rate for group in found}) == 1
+
+    def recipe(group: Group) -> tuple:
+        return (group.learning_rate,) if by_epochs else (group.epochs, group.learning_rate)
+
+    colours = {method: f"C{number}" for number, method in enumerate(dict.fromkeys(group.method for group in found))}
+    marks = dict(zip(dict.fromkeys(map(recipe, found)), cycle(MARKS), strict=False))
     curves = defaultdict(list)
     for group in found:
         curves[f"{group.method} at {group.learning_rate:g}" if by_epochs else label(group, found)].append(group)
@@ -166,8 +174,10 @@ def panel(axis, lines: list[dict]) -> None:
             (mean(x for x, _, place in points if place == at), mean(y for _, y, place in points if place == at))
             for at in range(len(members))
         ]
-        (drawn,) = axis.plot(*zip(*sorted(centres), strict=True), label=name, marker="_", markersize=14)
-        axis.scatter([x for x, _, _ in points], [y for _, y, _ in points], color=drawn.get_color(), s=22, zorder=3)
+        colour, (dot, stroke) = colours[members[0].method], marks[recipe(members[0])]
+        axis.plot(*zip(*sorted(centres), strict=True), color=colour, linestyle=stroke, marker="_", markersize=14)
+        axis.scatter([x for x, _, _ in points], [y for _, y, _ in points], color=colour, marker=dot, s=22, zorder=3)
+        axis.plot([], color=colour, linestyle=stroke, marker=dot, markersize=5, label=name)  # for the legend
     for line in sorted(lines, key=lambda line: line["kind"] != "teacher"):
         if line["kind"] == "teacher":
             axis.axhline(percent(line, metric), color="black", linestyle="--", label="teacher")
@@ -178,7 +188,7 @@ def panel(axis, lines: list[dict]) -> None:
     if by_method:  # nothing but the method differs: it has the axis
         axis.set(xlim=(-0.6, len(curves) - 0.4), xlabel=f"{found[0].keep:g} % of the weights left")
         axis.set_xticks(range(len(curves)), curves)
-        levels = [line for line in axis.get_lines() if line.get_label() not in curves]
+        levels = [line for line in axis.get_lines() if line.get_label() in ("teacher", *FLOORS.values())]
         axis.legend(handles=sorted(levels, key=lambda line: line.get_label() != "teacher"), fontsize=8, loc="best")
 
 

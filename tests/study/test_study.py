@@ -451,6 +451,21 @@ def test_report_names_the_methods_where_nothing_else_differs(methods):
     pyplot.close(figure)
 
 
+def test_report_gives_a_method_one_colour_and_a_learning_rate_one_dot():
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots()
+    runs = [(method, rate, 10) for rate in (2e-4, 1e-4) for method in ("CAP-m", "movement")] + [("CAP-m", 2e-4, 20)]
+    report.panel(axis, [line("run", method=m, learning_rate=r, epochs=e, metrics={"acc": 0.7}) for m, r, e in runs])
+    named = {drawn.get_label(): drawn for drawn in axis.get_lines() if " at " in drawn.get_label()}
+    looks = {name: (drawn.get_color(), drawn.get_marker()) for name, drawn in named.items()}
+    assert list(looks) == ["CAP-m at 0.0002", "movement at 0.0002", "CAP-m at 0.0001", "movement at 0.0001"]
+    (blue, dot), (orange, _), (_, square), _ = looks.values()
+    assert blue != orange and dot != square
+    assert list(looks.values()) == [(blue, dot), (orange, dot), (blue, square), (orange, square)]
+    pyplot.close(figure)
+
+
 def test_report_of_nothing_is_refused(tmp_path):
     with pytest.raises(InputError, match="no result line"):
         report.write(tmp_path / "grid.jsonl")
