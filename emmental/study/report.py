@@ -215,10 +215,10 @@ def finish(axis, line: dict, metric: str, x_title: str, found: list[Group], scal
 
 
 def about_data(line: dict) -> str:
-    """The task and its row counts."""
-    counts = line["data"]
-    rows = f", {counts['train']:,} rows of train, {counts['dev']:,} of dev" if "train" in counts else ""
-    return f"{line['task']}{rows}"
+    """The task and its counts of rows, on SQuAD of questions."""
+    task, counts = line["task"], line["data"]
+    what = "questions" if task == "squad" else "rows"
+    return task + (f", {counts['train']:,} {what} of train, {counts['dev']:,} of dev" if "train" in counts else "")
 
 
 def write(path: Path) -> None:
