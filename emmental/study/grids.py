@@ -84,7 +84,7 @@ FAST, OFTEN = ("--bf16",), (("SAVE_STEPS", "500"),)
 SST2 = Recipe(10)
 QQP = Recipe(10, "2e-4")
 QQP_ALL = Recipe(5, "2e-4")
-SQUAD = Recipe(10, "2e-4")  # as many steps as 4,000 pairs of QQP have
+SQUAD = Recipe(10, "2e-4")  # about as many steps as 4,000 pairs of QQP have
 DEMO = Recipe(6, "5e-4")
 
 GRIDS: dict[str, tuple[Experiment, ...]] = {
