@@ -463,6 +463,8 @@ def test_report_gives_a_method_one_colour_and_a_learning_rate_one_dot():
     (blue, dot), (orange, _), (_, square), _ = looks.values()
     assert blue != orange and dot != square
     assert list(looks.values()) == [(blue, dot), (orange, dot), (blue, square), (orange, square)]
+    drawn = [tuple(points.get_facecolor()[0]) for points in axis.collections]
+    assert drawn[0] == drawn[2] != drawn[1] == drawn[3]
     pyplot.close(figure)
 
 
