@@ -59,13 +59,23 @@ def spread(values: list[float]) -> str:
     return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
+def rate(learning_rate: float) -> str:
+    """A learning rate as the recipes have it: 2e-4."""
+    digits, exponent = f"{learning_rate:e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
+
+
 def groups(lines: list[dict]) -> list[Group]:
-    """The pruned models by method, sparsity and recipe, in the order of their first lines, densest first."""
+    """The pruned models, densest first, then by epochs and falling learning rate, methods in their lines' order."""
     found: dict[tuple, Group] = {}
     for line in lines:
         key = line["method"], line["keep"], line["epochs"], line["learning_rate"]
         found.setdefault(key, Group(*key)).lines.append(line)
-    return sorted(found.values(), key=lambda group: -group.keep)
+    methods = list(dict.fromkeys(line["method"] for line in lines))
+    return sorted(
+        found.values(),
+        key=lambda group: (-group.keep, group.epochs, -group.learning_rate, methods.index(group.method)),
+    )
 
 
 def remark(group: Group, metrics: list[str], floors: list[dict]) -> str:
@@ -104,7 +114,7 @@ def table(lines: list[dict]) -> str:
     body = []
     for line in teachers:
         values = [f"{percent(line, metric):.1f}" for metric in metrics]
-        recipe = [str(line["epochs"]), f"{line['learning_rate']:g}"]
+        recipe = [str(line["epochs"]), rate(line["learning_rate"])]
         body.append(["teacher", *recipe, "100 %", "", *values, "1", "", str(line.get("steps", "")), ""])
     for group in groups([line for line in lines if line["kind"] == "pruned"]):
         body.append(table_row(group, metrics, floors))
@@ -118,7 +128,7 @@ def table(lines: list[dict]) -> str:
 def table_row(group: Group, metrics: list[str], floors: list[dict]) -> list[str]:
     """A method's cells of the table; the first metric decides what is kept of the teacher, and the remark."""
     finished, first = group.finished, metrics[0] if metrics else ""
-    row = [group.method, str(group.epochs), f"{group.learning_rate:g}"]
+    row = [group.method, str(group.epochs), rate(group.learning_rate)]
     if not finished:
         return [*row, f"{group.keep:g} %", "", *("" for _ in metrics), "0", "", "", remark(group, metrics, [])]
     left = [f"{mean(line[name] for line in finished):.1f} %" for name in results.REMAINING[:2]]
@@ -158,7 +168,7 @@ def panel(axis, lines: list[dict]) -> None:
     marks = dict(zip(dict.fromkeys(map(recipe, found)), cycle(MARKS), strict=False))
     curves = defaultdict(list)
     for group in found:
-        curves[f"{group.method} at {group.learning_rate:g}" if by_epochs else label(group, found)].append(group)
+        curves[f"{group.method} at {rate(group.learning_rate)}" if by_epochs else label(group, found)].append(group)
     for number, (name, members) in enumerate(curves.items()):
         aside = 1 + 0.03 * (number - (len(curves) - 1) / 2)  # curves at one place stand side by side: all are seen
         points = [
@@ -195,7 +205,8 @@ def panel(axis, lines: list[dict]) -> None:
 def label(group: Group, found: list[Group]) -> str:
     """A curve's name: the recipe is said where one method has several."""
     recipes = {(other.epochs, other.learning_rate) for other in found if other.method == group.method}
-    return group.method if len(recipes) == 1 else f"{group.method}, {group.epochs} epochs at {group.learning_rate:g}"
+    recipe = f", {group.epochs} epochs at {rate(group.learning_rate)}"
+    return group.method + (recipe if len(recipes) > 1 else "")
 
 
 def finish(axis, line: dict, metric: str, x_title: str, found: list[Group], scale: str) -> None:

@@ -402,7 +402,7 @@ def test_report_gives_means_spreads_and_floors(lines_file):
     ]
     by_method = {(row[0], row[3]): row for row in rows if row}
     assert by_method["CAP-m", "10.0 %"][1:] == [
-        *("10", "0.0002", "10.0 %", "10.4 %", "78.0 ± 1.0", "69.0 ± 1.0", "3", "97.5 ± 1.2 %", "1250", "")
+        *("10", "2e-4", "10.0 %", "10.4 %", "78.0 ± 1.0", "69.0 ± 1.0", "3", "97.5 ± 1.2 %", "1250", "")
     ]
     movement = by_method["movement", "10.0 %"]
     assert movement[5:8] == ["63.0", "0.3", "1"]
@@ -414,6 +414,19 @@ def test_report_gives_means_spreads_and_floors(lines_file):
     assert by_method["floor: the majority class", ""][5:7] == ["62.7", "0.0"]
     titles = next(row for row in rows if row and row[0] == "method")
     assert all(len(row) == len(titles) for row in rows if row and len(row) > 1)
+
+
+def test_groups_order_recipes_and_keep_the_methods_order():
+    runs = [("CAP-m", 20, 2e-4), ("movement", 10, 1e-4), ("magnitude", 10, 2e-4), ("CAP-m", 10, 2e-4)]
+    found = report.groups([line(m, method=m, epochs=epochs, learning_rate=r) for m, epochs, r in runs])
+    assert [(group.method, group.epochs, group.learning_rate) for group in found] == [
+        *(("CAP-m", 10, 2e-4), ("magnitude", 10, 2e-4), ("movement", 10, 1e-4), ("CAP-m", 20, 2e-4))
+    ]
+
+
+@pytest.mark.parametrize("text", ["2e-4", "1.5e-4", "3e-5", "1e0"])
+def test_report_writes_learning_rates_as_recipes_do(text):
+    assert report.rate(float(text)) == text
 
 
 def test_report_draws_every_seed(lines_file):
@@ -459,7 +472,7 @@ def test_report_gives_a_method_one_colour_and_a_learning_rate_one_dot():
     report.panel(axis, [line("run", method=m, learning_rate=r, epochs=e, metrics={"acc": 0.7}) for m, r, e in runs])
     named = {drawn.get_label(): drawn for drawn in axis.get_lines() if " at " in drawn.get_label()}
     looks = {name: (drawn.get_color(), drawn.get_marker()) for name, drawn in named.items()}
-    assert list(looks) == ["CAP-m at 0.0002", "movement at 0.0002", "CAP-m at 0.0001", "movement at 0.0001"]
+    assert list(looks) == ["CAP-m at 2e-4", "movement at 2e-4", "CAP-m at 1e-4", "movement at 1e-4"]
     (blue, dot), (orange, _), (_, square), _ = looks.values()
     assert blue != orange and dot != square
     assert list(looks.values()) == [(blue, dot), (orange, dot), (blue, square), (orange, square)]
