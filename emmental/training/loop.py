@@ -8,7 +8,7 @@ count of skipped steps: losses are read when they are logged.
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from inspect import signature
 
 import numpy as np
 import torch
@@ -63,9 +63,7 @@ def train(
     `banks` are those to contrast with, filled on the way; `teacher_logits`, each (examples, classes), are what is
     distilled (None: nothing); `masks` is None for a dense model.
     """
-    # the buffers are constants, so no step sends them round
-    parallel = partial(nn.parallel.DistributedDataParallel, forward_sync_buffers=False)
-    forward = parallel(model) if distributed.world_size() > 1 else model
+    forward = data_parallel(model) if distributed.world_size() > 1 else model
 
     while progress.step < plan.total_steps:
         step = progress.step
@@ -95,6 +93,13 @@ def train(
         # ------------------------------------------------------------------------------------------------------------
         progress.step += 1
         yield StepResult(progress.step, threshold, regu_lambda, optimizer.learning_rates(step), grad_norm, sums)
+
+
+def data_parallel(model: nn.Module) -> nn.Module:
+    """`model` in one of several processes: its gradients are averaged. Buffers are constants: no step sends them."""
+    parallel = nn.parallel.DistributedDataParallel
+    name = "forward_sync_buffers" if "forward_sync_buffers" in signature(parallel).parameters else "broadcast_buffers"
+    return parallel(model, **{name: False})  # the latter before torch 2.13
 
 
 def batch_loss(
