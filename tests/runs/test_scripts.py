@@ -136,7 +136,12 @@ def test_warmup_fits_the_task(run, script, task, flag, value):
     given = flags(run(script, TASK=task))
     assert {name: x for name, x in given.items() if "--warmup" in name} == {f"--warmup_{flag}": value}
     assert given["--teacher_name_or_path"] == f"teacher/{task}"
-    assert flags(run(script, TASK=task, WARMUP=""))["--warmup_epochs"] == "1"
+
+
+@pytest.mark.parametrize("script", [*GLUE, *SQUAD])
+def test_an_empty_warmup_is_an_epoch(run, script):
+    given = flags(run(script, WARMUP=""))
+    assert {name: x for name, x in given.items() if "--warmup" in name} == {"--warmup_epochs": "1"}
 
 
 @pytest.mark.parametrize("task, published", [("qqp", "550"), ("MNLI", "680"), ("rte", "550")])
