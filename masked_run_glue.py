@@ -62,9 +62,8 @@ def main() -> None:
         results = {}
         for split, examples in dev_sets.items():
             (logits,) = predict(model, examples, precision, split)
-            metrics = glue_metrics.evaluate(kind, logits.numpy(), examples.labels[0].numpy())
-            mismatched = split.endswith("mismatched")
-            results |= {f"{name}_mm" if mismatched else name: value for name, value in metrics.items()}
+            found = glue_metrics.evaluate(kind, logits.numpy(), examples.labels[0].numpy())
+            results |= glue_metrics.of_split(split, found)
         return results
 
     train_set = tokenise(train_rows) if args.do_train else None

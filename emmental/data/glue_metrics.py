@@ -60,3 +60,8 @@ def evaluate(task: "Task", predictions: np.ndarray, labels: np.ndarray) -> dict[
         warnings.simplefilter("ignore")  # of the undefined cases
         scores = {name: float(METRICS[name](labels, predictions)) for name in task.metrics}
     return scores | ({task.mean: sum(scores.values()) / 2} if task.mean else {})
+
+
+def of_split(split: str, scores: dict[str, float]) -> dict[str, float]:
+    """The metrics by the names that results have: those of MNLI's mismatched set end in _mm."""
+    return {f"{name}_mm" if split.endswith("mismatched") else name: value for name, value in scores.items()}

@@ -84,8 +84,8 @@ def measure(args: argparse.Namespace, dev: dict[str, glue.Rows], predictions: li
     """A task's metrics on its dev sets by masked_run_glue.py's names; `predictions` (rows, labels) of each set."""
     results = {}
     for (split, rows), scores in zip(dev.items(), predictions, strict=True):
-        metrics = glue_metrics.evaluate(glue.TASKS[args.task_name], scores, np.array(rows.labels))
-        results |= {f"{name}_mm" if split.endswith("mismatched") else name: value for name, value in metrics.items()}
+        found = glue_metrics.evaluate(glue.TASKS[args.task_name], scores, np.array(rows.labels))
+        results |= glue_metrics.of_split(split, found)
     return results
 
 
