@@ -37,7 +37,8 @@ class Plan:
 
     @property
     def total_steps(self) -> int:
-        return self.max_steps if self.max_steps > 0 else max(1, int(self.steps_per_epoch * self.epochs))
+        steps = round(self.steps_per_epoch * self.epochs, 6)  # 100 * 1.15 is 114.99999999999999
+        return self.max_steps if self.max_steps > 0 else max(1, int(steps))
 
     def micro_batches(self, step: int) -> list[np.ndarray]:
         """The examples of optimizer step `step` from 0: up to `accumulation` batches, each (batch,)."""
