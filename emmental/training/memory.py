@@ -51,6 +51,7 @@ class MemoryPlan:
             lines[0] += f"; {self.free / GIB:.1f} GiB are free on {self.device}"
         if self.columns:
             places = f"{self.on_device} on {self.device}, {self.columns - self.on_device} in host memory"
+            places = f"{self.columns} in memory" if self.free is None else places
             lines.append(f"memory: bank columns of {self.column_bytes / GIB:.2f} GiB each: {places}")
         if self.free is not None and self.free < self.training:
             lines.append("memory: this may not fit; a smaller --per_gpu_train_batch_size takes less")

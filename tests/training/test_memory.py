@@ -129,3 +129,5 @@ def test_lines_say_where_banks_lie_and_when_it_may_not_fit(monkeypatch, base, qq
     assert plan.lines()[-1] == "memory: this may not fit; a smaller --per_gpu_train_batch_size takes less"
     on_cpu = plan_memory(base, qqp, Plan(QQP, 32, 1, 10, 0), (), torch.float32, torch.device("cpu"))
     assert on_cpu.on_device == 0 and len(on_cpu.lines()) == 1 and "free" not in on_cpu.lines()[0]
+    on_cpu = plan_memory(base, qqp, Plan(QQP, 32, 1, 10, 0), ("snapshots",), torch.float32, torch.device("cpu"))
+    assert on_cpu.lines()[1] == "memory: bank columns of 1.04 GiB each: 9 in memory"
