@@ -46,9 +46,10 @@ class Optimizer:
         total_steps: int,
         scale_loss: bool = False,
     ):
-        self.model, self.epsilon, self.max_grad_norm = model, epsilon, max_grad_norm
+        self.epsilon, self.max_grad_norm = epsilon, max_grad_norm
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
         self.peaks = {"weights": learning_rate, "mask_scores": mask_scores_learning_rate}
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         groups = {"scores": [], "weights": [], "undecayed": []}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -98,7 +99,7 @@ class Optimizer:
         """
         factor, updates = lr_factor(step, self.warmup_steps, self.total_steps), self.updates(step)
         self.scaler.unscale_(self.adamw)
-        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        grad_norm = nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
         for group in self.adamw.param_groups:
             group["lr"] = group["peak"] * factor
             group["eps"] = self.epsilon / math.sqrt(1 - BETAS[1] ** (updates + 1))
