@@ -11,6 +11,7 @@ from inspect import get_annotations
 from pathlib import Path
 from typing import ClassVar, NoReturn
 
+from emmental.data import glue
 from emmental.data.batches import Plan
 from emmental.model.families import TYPES, is_masked
 from emmental.pruning.methods import METHODS
@@ -257,7 +258,8 @@ class ContrastiveArguments:
     @property
     def banks(self) -> tuple[str, ...]:
         """The banks this run contrasts with, in the order of BANKS."""
-        return tuple(name for name in BANKS if self.use_contrastive_loss and name in self.contrast_with)
+        wanted = self.use_contrastive_loss and any(self.contrast_weights)
+        return tuple(name for name in BANKS if wanted and name in self.contrast_with)
 
 
 @dataclass
@@ -288,10 +290,9 @@ class DistillationArguments:
         weight = self.distill_loss_weight
         refuse(self.use_distill and not weight, "--use_distill needs --distill_loss_weight above 0")
         refuse(bool(weight) and not self.use_distill, f"--distill_loss_weight {weight} needs --use_distill")
-        contrast = bool(self.banks) and any(self.contrast_weights)
-        nothing = not (self.ce_loss_weight or self.use_distill or contrast)
+        nothing = not (self.ce_loss_weight or self.use_distill or self.banks)
         refuse(nothing, "--ce_loss_weight 0: no loss is left; give another weight above 0")
-        if self.banks and not contrast:
+        if self.use_contrastive_loss and not self.banks:
             print_once("--use_contrastive_loss: its weights are 0, so nothing is contrasted")
 
     @property
@@ -371,7 +372,8 @@ class GlueArguments(CommonArguments):
 
     @property
     def contrast_weights(self) -> tuple[float, ...]:
-        return self.cl_unsupervised_loss_weight, self.cl_supervised_loss_weight
+        labels = self.task_name in glue.TASKS and glue.TASKS[self.task_name].labels  # a regression has none
+        return self.cl_unsupervised_loss_weight, self.cl_supervised_loss_weight if labels else 0.0
 
 
 @dataclass

@@ -182,6 +182,10 @@ ROWS = {
         *("squad1", ["--ce_loss_weight", 0, "--cl_unsupervised_loss_weight", 0, *CAP, teacher("squad1")]),
         "--ce_loss_weight 0: no loss is left",
     ),
+    "no loss in a regression": (
+        *("sts-b", ["--ce_loss_weight", 0, "--cl_unsupervised_loss_weight", 0, *CAP, teacher("sts-b")]),
+        "--ce_loss_weight 0: no loss is left",
+    ),
     "a threshold of no evaluation": (
         *("qqp", ["--evaluate_at", "running"]),
         "--evaluate_at running needs --evaluate_during_training",
