@@ -308,6 +308,16 @@ class CommonArguments(DistillationArguments, ContrastiveArguments, PruningArgume
         if not self.masked:
             self.ignore_pruning()
         super().__post_init__()
+        if self.do_train and self.overwrite_output_dir:
+            self.check_models_outlast()
+
+    def check_models_outlast(self) -> None:
+        """Refuses a model among the checkpoints that --overwrite_output_dir removes: a killed run would lose it."""
+        for name in ("model_name_or_path", "teacher_name_or_path"):
+            given, output = getattr(self, name), Path(self.output_dir).resolve()
+            folder = Path(given).resolve()
+            removed = folder.parent == output and folder.name.startswith("checkpoint-")
+            refuse(removed, f"--{name} {given}: --overwrite_output_dir removes it; give another --output_dir")
 
     def ignore_pruning(self) -> None:
         """Takes back the flags that a dense model has no use for, with one line that names them."""

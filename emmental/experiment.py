@@ -105,7 +105,8 @@ def train_and_save(
     torch.manual_seed(args.seed + distributed.rank())  # every process has its own dropout
     distributed.wait()  # every process has read its models, which may be in output_dir
     if main:
-        checkpoint.clear(output_dir, resumed is not None)
+        models = {Path(name).resolve() for name in (args.model_name_or_path, args.teacher_name_or_path) if name}
+        checkpoint.clear(output_dir, resumed is not None, keep_model=output_dir.resolve() in models)
         write_json(args.record, output_dir / ARGUMENTS)
     state = initial_state(args, task, model, plan, fingerprint, precision, memory.on_device)
     teacher_logits = fill_teacher_bank(args, state, teacher, task.examples, precision, resumed)

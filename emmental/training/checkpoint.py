@@ -166,8 +166,11 @@ def remove_old(output_dir: Path, limit: int, state: TrainingState) -> None:
             shutil.rmtree(folder.rename(folder.with_name(folder.name + ".partial")))  # complete or absent
 
 
-def clear(output_dir: Path, resumed: bool) -> None:
-    """Removes what earlier runs left that would be taken for this run's: torn files, or, unless resumed, all."""
+def clear(output_dir: Path, resumed: bool, keep_model: bool = False) -> None:
+    """Removes what earlier runs left that would be taken for this run's: torn files, or, unless resumed, all.
+
+    `keep_model`: but for the model, from which this run starts and which it replaces at its end.
+    """
     for folder in output_dir.glob("checkpoint-*"):
         if folder.name.endswith(".partial") or (not resumed and (folder / STATE).is_file()):
             shutil.rmtree(folder)
@@ -175,5 +178,6 @@ def clear(output_dir: Path, resumed: bool) -> None:
         for name in ("banks", "tensorboard", *([EVALUATION] if (output_dir / EVALUATION / RESULT).exists() else [])):
             shutil.rmtree(output_dir / name, ignore_errors=True)
         answers = ("predictions_.json", "nbest_predictions_.json", "null_odds_.json")
-        for name in (RESULT, "eval_results.txt", "model.safetensors", "README.md", *answers):
+        model = () if keep_model else ("model.safetensors",)
+        for name in (RESULT, "eval_results.txt", "README.md", *model, *answers):
             (output_dir / name).unlink(missing_ok=True)  # an unfinished run should not look finished

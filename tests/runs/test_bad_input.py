@@ -46,6 +46,10 @@ def used(world, folder):
     return file(world, folder).parent
 
 
+def own_checkpoint(world, folder):
+    return used(world, folder) / "checkpoint-3"
+
+
 def other_folder(name="other", **files):
     """A folder beside, of files with these JSON objects in them."""
 
@@ -224,6 +228,10 @@ ROWS = {
     "used output, with auto": (
         *("qqp", ["--output_dir", used, "--resume_from_checkpoint", "auto"]),
         "is not empty; --overwrite_output_dir",
+    ),
+    "model that would be removed": (
+        *("qqp", ["--overwrite_output_dir", "--output_dir", used, "--model_name_or_path", own_checkpoint]),
+        "checkpoint-3: --overwrite_output_dir removes it; give another --output_dir",
     ),
     "output is a file": ("qqp", ["--output_dir", file], "Not a directory"),
     "output below a file": ("qqp", ["--output_dir", below_a_file], "Not a directory"),

@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 import shutil
+import signal
 from itertools import pairwise
 
 import pytest
@@ -304,8 +305,13 @@ def test_overwriting_leaves_nothing_of_the_earlier_run(world, tmp_path):
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
     assert not (tmp_path / "banks").exists() and len(log(tmp_path)) == 5
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
-    # the model of a folder may be trained further in that folder
-    succeed(*command, "--overwrite_output_dir", "--max_steps", 5, "--model_name_or_path", tmp_path)
+    # the model of a folder may be trained further in that folder, and is there until the new one is
+    further = [*command, "--overwrite_output_dir", "--max_steps", 5, "--model_name_or_path", tmp_path]
+    before = (tmp_path / "model.safetensors").read_bytes()
+    run_script(*further, before=("hit", signal.SIGKILL, "Optimizer.step", 1))
+    assert (tmp_path / "model.safetensors").read_bytes() == before and not (tmp_path / "result.json").exists()
+    succeed(*further)
+    assert (tmp_path / "model.safetensors").read_bytes() != before
 
 
 @pytest.mark.parametrize("task", ["qqp", "squad1"])
