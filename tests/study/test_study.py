@@ -251,7 +251,7 @@ def test_killed_and_started_again_every_cell_ends_once(official, world, tmp_path
     reported = start(official, world, output, "--report")
     _, wrong = reported.communicate()
     assert reported.returncode == 0, wrong
-    assert "| CAP-m | 20 | 0.001 |" in (output / "demo.md").read_text()
+    assert "| CAP-m | 20 | 1e-3 |" in (output / "demo.md").read_text()
     assert (output / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 
