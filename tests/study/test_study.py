@@ -50,7 +50,7 @@ def test_cells_set_nothing_but_variables_of_their_script(name, official, tmp_pat
         assert not cell.needs or cell.needs in {other.name for other in cells}
         if cell.about["kind"] == "pruned":
             script = (ROOT / Path(cell.argv[1]).name).read_text()
-            known = set(re.findall(r"\$\{(\w+):-", script)) | {"CL_SUPERVISED_LOSS_WEIGHT"}  # which squad ignores
+            known = set(re.findall(r"\$\{(\w+):?-", script)) | {"CL_SUPERVISED_LOSS_WEIGHT"}  # which squad ignores
             assert cell.environment.keys() <= known
             assert "'MODEL=a model'" in cell.command
 
