@@ -170,7 +170,8 @@ def panel(axis, lines: list[dict]) -> None:
     for group in found:
         curves[f"{group.method} at {rate(group.learning_rate)}" if by_epochs else label(group, found)].append(group)
     for number, (name, members) in enumerate(curves.items()):
-        aside = 1 + 0.03 * (number - (len(curves) - 1) / 2)  # curves at one place stand side by side: all are seen
+        # curves at one place stand side by side so that all are seen, many of them closer
+        aside = 1 + 0.24 / max(8, len(curves)) * (number - (len(curves) - 1) / 2)
         points = [
             (
                 number if by_method else aside * (group.epochs if by_epochs else line["remaining_weights"]),
