@@ -344,8 +344,7 @@ class CommonArguments(DistillationArguments, ContrastiveArguments, PruningArgume
     def finished(self) -> bool:
         """Whether `--resume_from_checkpoint auto` has nothing to do; InputError where it could only do harm."""
         auto = self.resume_from_checkpoint == "auto"
-        other = self.world_size > 1 and os.environ["RANK"] != "0"  # one process reads checkpoints and banks through
-        return auto and nothing_to_do(Path(self.output_dir), self.record, self.overwrite_output_dir or other)
+        return auto and nothing_to_do(Path(self.output_dir), self.record, self.overwrite_output_dir)
 
     def plan(self, examples: int) -> Plan:
         """The plan of a run on so many examples; refused where its warm-ups leave no step to prune in."""
