@@ -293,7 +293,7 @@ class DistillationArguments:
         nothing = not (self.ce_loss_weight or self.use_distill or self.banks)
         refuse(nothing, "--ce_loss_weight 0: no loss is left; give another weight above 0")
         if self.use_contrastive_loss and not self.banks:
-            print_once("--use_contrastive_loss: its weights are 0, so nothing is contrasted")
+            print_once("--use_contrastive_loss: no term has a weight above 0, so nothing is contrasted")
 
     @property
     def needs_teacher(self) -> bool:
@@ -308,15 +308,16 @@ class CommonArguments(DistillationArguments, ContrastiveArguments, PruningArgume
         if not self.masked:
             self.ignore_pruning()
         super().__post_init__()
-        if self.do_train and self.overwrite_output_dir:
+        if self.do_train and self.overwrite_output_dir and self.resume_from_checkpoint in ("", "auto"):
             self.check_models_outlast()
 
     def check_models_outlast(self) -> None:
         """Refuses a model among the checkpoints that --overwrite_output_dir removes: a killed run would lose it."""
         for name in ("model_name_or_path", "teacher_name_or_path"):
             given, output = getattr(self, name), Path(self.output_dir).resolve()
-            folder = Path(given).resolve()
-            removed = folder.parent == output and folder.name.startswith("checkpoint-")
+            path = Path(given).resolve()
+            inside = path.relative_to(output).parts if output in path.parents else ()
+            removed = bool(inside) and inside[0].startswith("checkpoint-")
             refuse(removed, f"--{name} {given}: --overwrite_output_dir removes it; give another --output_dir")
 
     def ignore_pruning(self) -> None:

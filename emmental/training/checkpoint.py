@@ -169,7 +169,7 @@ def remove_old(output_dir: Path, limit: int, state: TrainingState) -> None:
 def clear(output_dir: Path, resumed: bool, keep_model: bool = False) -> None:
     """Removes what earlier runs left that would be taken for this run's: torn files, or, unless resumed, all.
 
-    `keep_model`: but for the model, from which this run starts and which it replaces at its end.
+    `keep_model`: but for the model, which this run starts from or learns from, and replaces at its end.
     """
     for folder in output_dir.glob("checkpoint-*"):
         if folder.name.endswith(".partial") or (not resumed and (folder / STATE).is_file()):

@@ -71,8 +71,7 @@ def train(
             # as released: with the masks of the step before, in the first epoch those of the initial threshold (D7)
             masks.set_masks(model, step - 1, new_cut=False)
             encode_epoch(step // plan.steps_per_epoch, banks, model, examples, precision)
-        if not model.training:  # asked first: this visits every module
-            model.train()
+        model.train()
         # ------------------------------------------------------------------------------------------------------------
         # threshold and lambda of this step; masks once, for all its batches
         threshold, regu_lambda = masks.apply(model, step) if masks else (1.0, 0.0)

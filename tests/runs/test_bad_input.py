@@ -233,6 +233,10 @@ ROWS = {
         *("qqp", ["--overwrite_output_dir", "--output_dir", used, "--model_name_or_path", own_checkpoint]),
         "checkpoint-3: --overwrite_output_dir removes it; give another --output_dir",
     ),
+    "teacher that would be removed": (
+        *("qqp", ["--overwrite_output_dir", "--output_dir", used, *CAP, own_checkpoint]),
+        "checkpoint-3: --overwrite_output_dir removes it; give another --output_dir",
+    ),
     "output is a file": ("qqp", ["--output_dir", file], "Not a directory"),
     "output below a file": ("qqp", ["--output_dir", below_a_file], "Not a directory"),
     "output is a loop": ("qqp", ["--output_dir", loop], "symbolic links"),

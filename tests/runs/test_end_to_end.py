@@ -376,7 +376,7 @@ def test_a_small_set_and_losses_of_no_weight_are_told(world, tmp_path):
     none = ["--cl_unsupervised_loss_weight", 0, "--cl_supervised_loss_weight", 0, "--save_steps", 2]
     ran = succeed(*command, *none, "--output_dir", tmp_path / "none")
     assert not [*(tmp_path / "none").glob("banks/*napshot*")] and "loss/pretrained" not in log(tmp_path / "none")[0]
-    assert ran.out.count("--use_contrastive_loss: its weights are 0, so nothing is contrasted") == 1
+    assert ran.out.count("--use_contrastive_loss: no term has a weight above 0, so nothing is contrasted") == 1
     ran = succeed(*command, "--extra_examples", 26, "--output_dir", tmp_path / "26")
     assert "--extra_examples" not in ran.out and "--use_contrastive_loss" not in ran.out
 
