@@ -72,10 +72,7 @@ def groups(lines: list[dict]) -> list[Group]:
         key = line["method"], line["keep"], line["epochs"], line["learning_rate"]
         found.setdefault(key, Group(*key)).lines.append(line)
     methods = list(dict.fromkeys(line["method"] for line in lines))
-    return sorted(
-        found.values(),
-        key=lambda group: (-group.keep, group.epochs, -group.learning_rate, methods.index(group.method)),
-    )
+    return sorted(found.values(), key=lambda g: (-g.keep, g.epochs, -g.learning_rate, methods.index(g.method)))
 
 
 def remark(group: Group, metrics: list[str], floors: list[dict]) -> str:
