@@ -357,6 +357,11 @@ class CommonArguments(DistillationArguments, ContrastiveArguments, PruningArgume
             0 < plan.total_steps <= warmup_steps,
             f"the warm-up outlasts the run: {warmup_steps} warm-up steps, and the run has {plan.total_steps} steps",
         )
+        refuse(
+            self.banks == ("snapshots",) and plan.total_steps <= plan.steps_per_epoch,
+            f"--contrast_with snapshots: the first is taken after one epoch, and the run ends after {plan.total_steps} "
+            f"of its {plan.steps_per_epoch} steps",
+        )
         if self.masked:
             plan.check_warmup(warmup_steps, self.initial_warmup, self.final_warmup)
         return plan

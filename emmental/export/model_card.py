@@ -176,7 +176,9 @@ def about(arguments: dict, results: dict) -> str:
     base = arguments["model_name_or_path"]
     if not is_masked(arguments["model_type"]):
         return f"`{base}`, fine-tuned on {data_read(arguments)}; a teacher for contrastive pruning."
-    parts = ["contrastive losses"] if arguments["use_contrastive_loss"] else []
+    weights = ("cl_unsupervised_loss_weight", "cl_supervised_loss_weight")  # SQuAD has none of the second
+    contrast = arguments["use_contrastive_loss"] and any(arguments.get(name) for name in weights)
+    parts = [f"contrastive losses (banks: {', '.join(arguments['contrast_with'])})"] if contrast else []
     parts += ["distillation"] if arguments["use_distill"] else []
     method = f"`{arguments['pruning_method']}`" + (f" with {' and '.join(parts)}" if parts else "")
     text = f"`{base}`, pruned on {data_read(arguments)} by {method}."

@@ -99,6 +99,14 @@ def test_a_card_names_torchrun_and_local_files(tmp_path, monkeypatch):
         assert [x.dataset_name for x in about.data.eval_results] == ["GLUE MNLI (local files)"]
 
 
+def test_a_card_names_the_banks_that_were_contrasted_with(tmp_path):
+    losses = {"model_type": "masked_bert", "use_contrastive_loss": True, "contrast_with": ["pretrained", "snapshots"]}
+    for weight, said in ((0.1, "with contrastive losses (banks: pretrained, snapshots)."), (0.0, "by `topK`.")):
+        arguments = ARGUMENTS | losses | {"use_distill": False, "cl_unsupervised_loss_weight": weight}
+        write_card(tmp_path, ["masked_run_glue.py"], arguments, {"acc": 0.5}, {"train": 3, "dev_matched": 2})
+        assert said in card(tmp_path).text
+
+
 def test_the_licence_is_that_of_the_base_folders_card(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
     assert license_of(str(tmp_path)) == "mit"

@@ -446,6 +446,10 @@ HEAVY_ROWS = {
         *("squad1", ["--warmup_epochs", 1, "--initial_warmup", 2, "--final_warmup", 3, "--num_train_epochs", 3]),
         "the warm-ups outlast the run",
     ),
+    "snapshots alone in one epoch": (
+        *("qqp", ["--use_contrastive_loss", "--contrast_with", "snapshots", "--num_train_epochs", 1]),
+        "--contrast_with snapshots: the first is taken after one epoch",
+    ),
     "fp16 without any GPU": ("qqp", ["--fp16"], "--fp16 needs a GPU"),
     "weights of another model": (
         *("qqp", ["--model_name_or_path", model(model__safetensors=EMPTY)]),
