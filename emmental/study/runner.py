@@ -34,6 +34,7 @@ class Runner:
         self.cells, self.places, self.path = cells, places, path
         self.guard = threading.RLock()
         self.running: dict[str, subprocess.Popen] = {}
+        self.started: dict[str, float] = {}  # of those that run, in seconds
         self.taken: set[str] = set()
         self.failed: dict[str, str] = {}
         self.stopped = False
@@ -144,11 +145,11 @@ class Runner:
                     pass_fds=[lock.fileno()],
                     start_new_session=True,  # Ctrl-C is passed on by stop(), once
                 )
-                self.running[cell.name] = process
+                self.running[cell.name], self.started[cell.name] = process, time.time()
             self.say(f"started: {cell.name}")
             status = process.wait()
             with self.guard:
-                del self.running[cell.name]
+                del self.running[cell.name], self.started[cell.name]
         return status
 
     def fail(self, cell: Cell, error: str) -> None:
@@ -164,12 +165,15 @@ class Runner:
             finished, running = self.finished(), len(self.running)
             names = {cell.name for cell in self.cells}
             done, left = len(names & finished.keys()), names - finished.keys() - self.failed.keys()
-            times = [line["seconds"] for line in finished.values() if line["kind"] == "pruned"]
+            rest = time_left([cell for cell in self.cells if cell.name in left], finished, self.elapsed(), running)
             line = f"{done} of {len(names)} cells done, {len(self.failed)} failed, {running} running"
-            if times and left:
-                rest = sum(times) / len(times) * len(left) / max(running, 1)
+            if rest and left:
                 line += f", about {rest / 3600:.1f} h left" if rest > 5400 else f", about {rest / 60:.0f} min left"
             print(f"{time.strftime('%T')} {event + '; ' if event else ''}{line}", flush=True)
+
+    def elapsed(self) -> float:
+        """The seconds that the running cells have had, together."""
+        return sum(time.time() - started for started in self.started.values())
 
     def stop(self, *_) -> None:
         """Ends the running commands; a training run saves a checkpoint first, from which the next runner goes on."""
@@ -178,6 +182,22 @@ class Runner:
             for process in self.running.values():
                 with suppress(ProcessLookupError):  # it has ended, and its thread is about to see that
                     os.killpg(process.pid, signal.SIGTERM)
+
+
+def time_left(left: list[Cell], finished: dict[str, dict], elapsed: float, running: int) -> float:
+    """Seconds until the cells that are `left` have ended, by the pace of finished ones; 0 as long as none has.
+
+    A cell's time goes with its epochs, and with its task where a grid has several.
+    """
+    pruned = [line for line in finished.values() if line["kind"] == "pruned"]
+
+    def pace(task: str) -> float:
+        """Seconds an epoch."""
+        lines = [line for line in pruned if line["task"] == task] or pruned
+        return sum(line["seconds"] for line in lines) / sum(line["epochs"] for line in lines)
+
+    seconds = sum(pace(cell.about["task"]) * cell.about["epochs"] for cell in left if pruned and "epochs" in cell.about)
+    return max(seconds - elapsed, 0) / max(running, 1)
 
 
 def visible_gpus() -> list[str]:

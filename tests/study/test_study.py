@@ -17,7 +17,7 @@ from emmental.study import data, report, results
 from emmental.study.__main__ import spelled_alike
 from emmental.study.cells import Cell, Places, grid_cells
 from emmental.study.grids import GRIDS, Experiment, Recipe, Row
-from emmental.study.runner import acquire, last_line, run_cells, same, visible_gpus
+from emmental.study.runner import acquire, last_line, run_cells, same, time_left, visible_gpus
 from emmental.utils.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -283,6 +283,21 @@ def test_the_demo_grid_runs_as_it_is(tmp_path):
     (teacher,) = [line for line in lines if line["kind"] == "teacher"]
     assert teacher["metrics"]["acc"] > 0.8
     assert "| CAP-m | 6 |" in (tmp_path / "demo.md").read_text()
+
+
+def test_the_time_left_goes_with_a_cells_epochs_and_task():
+    def cell(task, epochs):
+        return Cell("c", (), {}, "", {"task": task, "epochs": epochs})
+
+    def line(task, epochs, seconds):
+        return {"kind": "pruned", "task": task, "epochs": epochs, "seconds": seconds}
+
+    finished = {"a": line("qqp", 10, 900), "b": line("qqp", 20, 2100), "c": line("mnli", 10, 3000)}
+    left = [cell("qqp", 40), cell("mnli", 5), Cell("floor", (), {}, "", {"task": "qqp"})]
+    assert time_left(left, finished, elapsed=0, running=1) == 40 * 100 + 5 * 300
+    assert time_left(left, finished, elapsed=1500, running=2) == 2000
+    assert time_left([cell("squad", 4)], finished, elapsed=0, running=0) == 4 * 150
+    assert time_left(left, finished, elapsed=1e6, running=1) == time_left(left, {}, elapsed=0, running=1) == 0
 
 
 def test_a_folder_given_otherwise_is_the_same_folder(monkeypatch, tmp_path):
