@@ -305,13 +305,15 @@ def test_overwriting_leaves_nothing_of_the_earlier_run(world, tmp_path):
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
     assert not (tmp_path / "banks").exists() and len(log(tmp_path)) == 5
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
-    # the model of a folder may be trained further in that folder, and is there until the new one is
-    further = [*command, "--overwrite_output_dir", "--max_steps", 5, "--model_name_or_path", tmp_path]
-    before = (tmp_path / "model.safetensors").read_bytes()
-    run_script(*further, before=("hit", signal.SIGKILL, "Optimizer.step", 1))
-    assert (tmp_path / "model.safetensors").read_bytes() == before and not (tmp_path / "result.json").exists()
-    succeed(*further)
-    assert (tmp_path / "model.safetensors").read_bytes() != before
+    # the model of a folder may be trained further in that folder, or teach there, and is there until the new one is
+    taught = ["--use_distill", "--distill_loss_weight", 0.9, "--teacher_type", "masked", "--teacher_name_or_path"]
+    for flags in (["--model_name_or_path"], taught):
+        further = [*command, "--overwrite_output_dir", "--max_steps", 5, *flags, tmp_path]
+        before = (tmp_path / "model.safetensors").read_bytes()
+        run_script(*further, before=("hit", signal.SIGKILL, "Optimizer.step", 1))
+        assert (tmp_path / "model.safetensors").read_bytes() == before and not (tmp_path / "result.json").exists()
+        succeed(*further)
+        assert (tmp_path / "model.safetensors").read_bytes() != before
 
 
 @pytest.mark.parametrize("task", ["qqp", "squad1"])
