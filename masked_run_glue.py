@@ -33,7 +33,7 @@ def main() -> None:
     check_models(args, kind.labels)
     train_rows = read(args, "train") if args.do_train else None
     if args.do_train:
-        args.plan(len(train_rows))  # refused here if warm-ups outlast the run
+        args.plan(len(train_rows))  # refused here if the run is too short for its flags
     dev_rows = {split: read(args, split) for split in kind.dev} if args.do_eval else {}
 
     from emmental import experiment

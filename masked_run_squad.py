@@ -66,7 +66,7 @@ def main() -> None:
 
     train_set = windows(train_questions, training=True).examples if args.do_train else None
     if args.do_train:
-        args.plan(len(train_set))  # refused here if warm-ups outlast the run
+        args.plan(len(train_set))  # refused here if the run is too short for its flags
     dev_windows = windows(dev_questions, training=False) if args.do_eval else None
 
     def evaluate(model, folder: Path) -> dict[str, float]:

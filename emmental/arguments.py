@@ -348,7 +348,7 @@ class CommonArguments(DistillationArguments, ContrastiveArguments, PruningArgume
         return auto and nothing_to_do(Path(self.output_dir), self.record, self.overwrite_output_dir)
 
     def plan(self, examples: int) -> Plan:
-        """The plan of a run on so many examples; refused where its warm-ups leave no step to prune in."""
+        """The plan of a run on so many examples; refused where no step is left to prune in, or no snapshot is taken."""
         batch_size = self.per_gpu_train_batch_size * self.world_size
         accumulation, epochs = self.gradient_accumulation_steps, self.num_train_epochs
         plan = Plan(examples, batch_size, accumulation, epochs, self.seed, self.max_steps)
@@ -359,8 +359,8 @@ class CommonArguments(DistillationArguments, ContrastiveArguments, PruningArgume
         )
         refuse(
             self.banks == ("snapshots",) and plan.total_steps <= plan.steps_per_epoch,
-            f"--contrast_with snapshots: the first is taken after one epoch, and the run ends after {plan.total_steps} "
-            f"of its {plan.steps_per_epoch} steps",
+            f"--contrast_with snapshots: the first is taken after an epoch, {plan.steps_per_epoch} steps, and the run "
+            f"has {plan.total_steps}",
         )
         if self.masked:
             plan.check_warmup(warmup_steps, self.initial_warmup, self.final_warmup)

@@ -73,7 +73,7 @@ def run(args: CommonArguments, task: Task, tokenizer, precision: Precision) -> N
         )
     if distributed.rank() == 0:
         if args.do_train:
-            write_card(output_dir, sys.argv, asdict(args), results, task.rows)
+            write_card(output_dir, sys.argv, asdict(args) | {"banks": args.banks}, results, task.rows)
         write_results({**results, "seconds": time.time() - started}, folder)
 
 

@@ -42,8 +42,8 @@ The pruned matrices are stored packed, which `load_sparse` reads.""",
 def write_card(folder: Path, argv: list[str], arguments: dict, results: dict, rows: dict[str, int]) -> None:
     """Leaves the card of a finished training run in its folder.
 
-    `argv` is its command, `arguments` and `results` what arguments.json and result.json hold, `rows` the numbers of
-    rows or questions by the name of their set.
+    `argv` is its command, `arguments` what arguments.json holds and the `banks` contrasted with, `results` what
+    result.json holds, `rows` the numbers of rows or questions by the name of their set.
     """
     squad, base = "task_name" not in arguments, arguments["model_name_or_path"]
     masked = is_masked(arguments["model_type"])
@@ -176,9 +176,7 @@ def about(arguments: dict, results: dict) -> str:
     base = arguments["model_name_or_path"]
     if not is_masked(arguments["model_type"]):
         return f"`{base}`, fine-tuned on {data_read(arguments)}; a teacher for contrastive pruning."
-    weights = ("cl_unsupervised_loss_weight", "cl_supervised_loss_weight")  # SQuAD has none of the second
-    contrast = arguments["use_contrastive_loss"] and any(arguments.get(name) for name in weights)
-    parts = [f"contrastive losses (banks: {', '.join(arguments['contrast_with'])})"] if contrast else []
+    parts = [f"contrastive losses (banks: {', '.join(arguments['banks'])})"] if arguments["banks"] else []
     parts += ["distillation"] if arguments["use_distill"] else []
     method = f"`{arguments['pruning_method']}`" + (f" with {' and '.join(parts)}" if parts else "")
     text = f"`{base}`, pruned on {data_read(arguments)} by {method}."

@@ -30,8 +30,8 @@ REPORT = 60.0  # seconds between two lines of progress while nothing ends
 class Runner:
     """The state that the threads of a runner share."""
 
-    def __init__(self, cells: list[Cell], places: Places, path: Path):
-        self.cells, self.places, self.path = cells, places, path
+    def __init__(self, cells: list[Cell], places: Places, path: Path, jobs: int):
+        self.cells, self.places, self.path, self.jobs = cells, places, path, jobs
         self.guard = threading.RLock()
         self.running: dict[str, subprocess.Popen] = {}
         self.started: dict[str, float] = {}  # of those that run, in seconds
@@ -165,15 +165,12 @@ class Runner:
             finished, running = self.finished(), len(self.running)
             names = {cell.name for cell in self.cells}
             done, left = len(names & finished.keys()), names - finished.keys() - self.failed.keys()
-            rest = time_left([cell for cell in self.cells if cell.name in left], finished, self.elapsed(), running)
+            elapsed = {name: time.time() - started for name, started in self.started.items()}
+            rest = time_left([cell for cell in self.cells if cell.name in left], finished, elapsed, self.jobs)
             line = f"{done} of {len(names)} cells done, {len(self.failed)} failed, {running} running"
-            if rest and left:
+            if rest:
                 line += f", about {rest / 3600:.1f} h left" if rest > 5400 else f", about {rest / 60:.0f} min left"
             print(f"{time.strftime('%T')} {event + '; ' if event else ''}{line}", flush=True)
-
-    def elapsed(self) -> float:
-        """The seconds that the running cells have had, together."""
-        return sum(time.time() - started for started in self.started.values())
 
     def stop(self, *_) -> None:
         """Ends the running commands; a training run saves a checkpoint first, from which the next runner goes on."""
@@ -184,20 +181,23 @@ class Runner:
                     os.killpg(process.pid, signal.SIGTERM)
 
 
-def time_left(left: list[Cell], finished: dict[str, dict], elapsed: float, running: int) -> float:
+def time_left(left: list[Cell], finished: dict[str, dict], elapsed: dict[str, float], jobs: int) -> float:
     """Seconds until the cells that are `left` have ended, by the pace of finished ones; 0 as long as none has.
 
-    A cell's time goes with its epochs, and with its task where a grid has several.
+    A cell's time goes with its epochs, and with its task where a grid has several; `elapsed`: of those that run.
     """
     pruned = [line for line in finished.values() if line["kind"] == "pruned"]
+    pruned = [line for line in pruned if line["attempts"] == 1] or pruned  # seconds are those of the last attempt
 
     def pace(task: str) -> float:
         """Seconds an epoch."""
         lines = [line for line in pruned if line["task"] == task] or pruned
         return sum(line["seconds"] for line in lines) / sum(line["epochs"] for line in lines)
 
-    seconds = sum(pace(cell.about["task"]) * cell.about["epochs"] for cell in left if pruned and "epochs" in cell.about)
-    return max(seconds - elapsed, 0) / max(running, 1)
+    trained = [cell for cell in left if pruned and "epochs" in cell.about]  # floors take seconds
+    whole = {cell.name: pace(cell.about["task"]) * cell.about["epochs"] for cell in trained}
+    rest = sum(max(seconds - elapsed.get(name, 0), 0) for name, seconds in whole.items())
+    return rest / min(jobs, len(whole)) if whole else 0
 
 
 def visible_gpus() -> list[str]:
@@ -241,7 +241,7 @@ def last_line(log: Path) -> str:
 
 def run_cells(cells: list[Cell], places: Places, path: Path, jobs: int) -> int:
     """Runs what is missing, `jobs` cells at a time; returns how many failed. Ctrl-C and SIGTERM stop it in order."""
-    runner = Runner(cells, places, path)
+    runner = Runner(cells, places, path, jobs)
     for cell in cells:
         same(runner.folder(cell), cell)
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -100,9 +100,9 @@ def test_a_card_names_torchrun_and_local_files(tmp_path, monkeypatch):
 
 
 def test_a_card_names_the_banks_that_were_contrasted_with(tmp_path):
-    losses = {"model_type": "masked_bert", "use_contrastive_loss": True, "contrast_with": ["pretrained", "snapshots"]}
-    for weight, said in ((0.1, "with contrastive losses (banks: pretrained, snapshots)."), (0.0, "by `topK`.")):
-        arguments = ARGUMENTS | losses | {"use_distill": False, "cl_unsupervised_loss_weight": weight}
+    two = ("pretrained", "snapshots")
+    for banks, said in ((two, "by `topK` with contrastive losses (banks: pretrained, snapshots)."), ((), "by `topK`.")):
+        arguments = ARGUMENTS | {"model_type": "masked_bert", "use_distill": False, "banks": banks}
         write_card(tmp_path, ["masked_run_glue.py"], arguments, {"acc": 0.5}, {"train": 3, "dev_matched": 2})
         assert said in card(tmp_path).text
 

@@ -448,7 +448,7 @@ HEAVY_ROWS = {
     ),
     "snapshots alone in one epoch": (
         *("qqp", ["--use_contrastive_loss", "--contrast_with", "snapshots", "--num_train_epochs", 1]),
-        "--contrast_with snapshots: the first is taken after one epoch",
+        "--contrast_with snapshots: the first is taken after an epoch",
     ),
     "fp16 without any GPU": ("qqp", ["--fp16"], "--fp16 needs a GPU"),
     "weights of another model": (

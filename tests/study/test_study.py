@@ -287,17 +287,19 @@ def test_the_demo_grid_runs_as_it_is(tmp_path):
 
 def test_the_time_left_goes_with_a_cells_epochs_and_task():
     def cell(task, epochs):
-        return Cell("c", (), {}, "", {"task": task, "epochs": epochs})
+        return Cell(f"{task}-{epochs}", (), {}, "", {"task": task, "epochs": epochs})
 
-    def line(task, epochs, seconds):
-        return {"kind": "pruned", "task": task, "epochs": epochs, "seconds": seconds}
+    def line(task, epochs, seconds, attempts=1):
+        return {"kind": "pruned", "task": task, "epochs": epochs, "seconds": seconds, "attempts": attempts}
 
     finished = {"a": line("qqp", 10, 900), "b": line("qqp", 20, 2100), "c": line("mnli", 10, 3000)}
+    finished["resumed"] = line("qqp", 10, 1, attempts=2)
     left = [cell("qqp", 40), cell("mnli", 5), Cell("floor", (), {}, "", {"task": "qqp"})]
-    assert time_left(left, finished, elapsed=0, running=1) == 40 * 100 + 5 * 300
-    assert time_left(left, finished, elapsed=1500, running=2) == 2000
-    assert time_left([cell("squad", 4)], finished, elapsed=0, running=0) == 4 * 150
-    assert time_left(left, finished, elapsed=1e6, running=1) == time_left(left, {}, elapsed=0, running=1) == 0
+    assert time_left(left, finished, {}, jobs=1) == 40 * 100 + 5 * 300
+    assert time_left(left, finished, {"qqp-40": 1000, "mnli-5": 9999}, jobs=2) == 1500
+    assert time_left([cell("squad", 4)], finished, {}, jobs=8) == 4 * 150
+    assert time_left([cell("qqp", 5)], {"resumed": finished["resumed"]}, {}, jobs=1) == 0.5
+    assert time_left(left, {}, {}, jobs=1) == time_left([], finished, {}, jobs=1) == 0
 
 
 def test_a_folder_given_otherwise_is_the_same_folder(monkeypatch, tmp_path):
