@@ -305,7 +305,13 @@ def test_overwriting_leaves_nothing_of_the_earlier_run(world, tmp_path):
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
     assert not (tmp_path / "banks").exists() and len(log(tmp_path)) == 5
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
-    # the model of a folder may be trained further in that folder, or teach there, and is there until the new one is
+
+
+@pytest.mark.slow
+def test_overwriting_keeps_a_model_that_the_run_needs(world, tmp_path):
+    """That of the folder may be trained further there, or teach there, and is there until the new one is."""
+    command = [*world.command("qqp"), *TRAIN, *HARD, "--output_dir", tmp_path]
+    succeed(*command)
     taught = ["--use_distill", "--distill_loss_weight", 0.9, "--teacher_type", "masked", "--teacher_name_or_path"]
     for flags in (["--model_name_or_path"], taught):
         further = [*command, "--overwrite_output_dir", "--max_steps", 5, *flags, tmp_path]
