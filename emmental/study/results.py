@@ -100,3 +100,22 @@ def gpus() -> list[str]:
         return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.split("\n")[:-1]
     except (OSError, subprocess.TimeoutExpired):
         return []
+
+
+def time_left(left: list[Cell], finished: dict[str, dict], elapsed: dict[str, float], jobs: int) -> float:
+    """Seconds until the cells that are `left` have ended, by the pace of finished ones; 0 as long as none has.
+
+    A cell's time goes with its epochs, and with its task where a grid has several; `elapsed`: of those that run.
+    """
+    pruned = [line for line in finished.values() if line["kind"] == "pruned"]
+    pruned = [line for line in pruned if line["attempts"] == 1] or pruned  # seconds are those of the last attempt
+
+    def pace(task: str) -> float:
+        """Seconds an epoch."""
+        lines = [line for line in pruned if line["task"] == task] or pruned
+        return sum(line["seconds"] for line in lines) / sum(line["epochs"] for line in lines)
+
+    trained = [cell for cell in left if pruned and "epochs" in cell.about]  # floors take seconds
+    whole = {cell.name: pace(cell.about["task"]) * cell.about["epochs"] for cell in trained}
+    rest = sum(max(seconds - elapsed.get(name, 0), 0) for name, seconds in whole.items())
+    return rest / min(jobs, len(whole)) if whole else 0

@@ -33,8 +33,7 @@ class Runner:
     def __init__(self, cells: list[Cell], places: Places, path: Path, jobs: int):
         self.cells, self.places, self.path, self.jobs = cells, places, path, jobs
         self.guard = threading.RLock()
-        self.running: dict[str, subprocess.Popen] = {}
-        self.started: dict[str, float] = {}  # of those that run, in seconds
+        self.running: dict[str, tuple[subprocess.Popen, float]] = {}  # and since when, in seconds
         self.taken: set[str] = set()
         self.failed: dict[str, str] = {}
         self.stopped = False
@@ -145,11 +144,11 @@ class Runner:
                     pass_fds=[lock.fileno()],
                     start_new_session=True,  # Ctrl-C is passed on by stop(), once
                 )
-                self.running[cell.name], self.started[cell.name] = process, time.time()
+                self.running[cell.name] = process, time.time()
             self.say(f"started: {cell.name}")
             status = process.wait()
             with self.guard:
-                del self.running[cell.name], self.started[cell.name]
+                del self.running[cell.name]
         return status
 
     def fail(self, cell: Cell, error: str) -> None:
@@ -165,8 +164,8 @@ class Runner:
             finished, running = self.finished(), len(self.running)
             names = {cell.name for cell in self.cells}
             done, left = len(names & finished.keys()), names - finished.keys() - self.failed.keys()
-            elapsed = {name: time.time() - started for name, started in self.started.items()}
-            rest = time_left([cell for cell in self.cells if cell.name in left], finished, elapsed, self.jobs)
+            elapsed = {name: time.time() - since for name, (_, since) in self.running.items()}
+            rest = results.time_left([cell for cell in self.cells if cell.name in left], finished, elapsed, self.jobs)
             line = f"{done} of {len(names)} cells done, {len(self.failed)} failed, {running} running"
             if rest:
                 line += f", about {rest / 3600:.1f} h left" if rest > 5400 else f", about {rest / 60:.0f} min left"
@@ -176,28 +175,9 @@ class Runner:
         """Ends the running commands; a training run saves a checkpoint first, from which the next runner goes on."""
         with self.guard:
             self.stopped = True
-            for process in self.running.values():
+            for process, _ in self.running.values():
                 with suppress(ProcessLookupError):  # it has ended, and its thread is about to see that
                     os.killpg(process.pid, signal.SIGTERM)
-
-
-def time_left(left: list[Cell], finished: dict[str, dict], elapsed: dict[str, float], jobs: int) -> float:
-    """Seconds until the cells that are `left` have ended, by the pace of finished ones; 0 as long as none has.
-
-    A cell's time goes with its epochs, and with its task where a grid has several; `elapsed`: of those that run.
-    """
-    pruned = [line for line in finished.values() if line["kind"] == "pruned"]
-    pruned = [line for line in pruned if line["attempts"] == 1] or pruned  # seconds are those of the last attempt
-
-    def pace(task: str) -> float:
-        """Seconds an epoch."""
-        lines = [line for line in pruned if line["task"] == task] or pruned
-        return sum(line["seconds"] for line in lines) / sum(line["epochs"] for line in lines)
-
-    trained = [cell for cell in left if pruned and "epochs" in cell.about]  # floors take seconds
-    whole = {cell.name: pace(cell.about["task"]) * cell.about["epochs"] for cell in trained}
-    rest = sum(max(seconds - elapsed.get(name, 0), 0) for name, seconds in whole.items())
-    return rest / min(jobs, len(whole)) if whole else 0
 
 
 def visible_gpus() -> list[str]:

@@ -17,7 +17,7 @@ from emmental.study import data, report, results
 from emmental.study.__main__ import spelled_alike
 from emmental.study.cells import Cell, Places, grid_cells
 from emmental.study.grids import GRIDS, Experiment, Recipe, Row
-from emmental.study.runner import acquire, last_line, run_cells, same, time_left, visible_gpus
+from emmental.study.runner import acquire, last_line, run_cells, same, visible_gpus
 from emmental.utils.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -295,11 +295,11 @@ def test_the_time_left_goes_with_a_cells_epochs_and_task():
     finished = {"a": line("qqp", 10, 900), "b": line("qqp", 20, 2100), "c": line("mnli", 10, 3000)}
     finished["resumed"] = line("qqp", 10, 1, attempts=2)
     left = [cell("qqp", 40), cell("mnli", 5), Cell("floor", (), {}, "", {"task": "qqp"})]
-    assert time_left(left, finished, {}, jobs=1) == 40 * 100 + 5 * 300
-    assert time_left(left, finished, {"qqp-40": 1000, "mnli-5": 9999}, jobs=2) == 1500
-    assert time_left([cell("squad", 4)], finished, {}, jobs=8) == 4 * 150
-    assert time_left([cell("qqp", 5)], {"resumed": finished["resumed"]}, {}, jobs=1) == 0.5
-    assert time_left(left, {}, {}, jobs=1) == time_left([], finished, {}, jobs=1) == 0
+    assert results.time_left(left, finished, {}, jobs=1) == 40 * 100 + 5 * 300
+    assert results.time_left(left, finished, {"qqp-40": 1000, "mnli-5": 9999}, jobs=2) == 1500
+    assert results.time_left([cell("squad", 4)], finished, {}, jobs=8) == 4 * 150
+    assert results.time_left([cell("qqp", 5)], {"resumed": finished["resumed"]}, {}, jobs=1) == 0.5
+    assert results.time_left(left, {}, {}, jobs=1) == results.time_left([], finished, {}, jobs=1) == 0
 
 
 def test_a_folder_given_otherwise_is_the_same_folder(monkeypatch, tmp_path):
