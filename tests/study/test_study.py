@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -210,6 +211,17 @@ def statuses(output: Path) -> list[tuple[str, str]]:
     return [(line["cell"], line["status"]) for line in results.read(output / "demo.jsonl")]
 
 
+def training_in(run: str) -> list[int]:
+    """The processes of masked_run_glue.py that write to the folder `run`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended since
+            words = path.read_bytes()
+            if run.encode() in words and b"masked_run_glue" in words:
+                found.append(int(path.parent.name))
+    return found
+
+
 def test_killed_and_started_again_every_cell_ends_once(official, world, tmp_path):
     """Runner and command are killed in the middle of a cell; then two runners at once do the rest."""
     output = tmp_path / "a study"
@@ -219,17 +231,13 @@ def test_killed_and_started_again_every_cell_ends_once(official, world, tmp_path
     started.write_text("{}")
     first = start(official, world, output)
     wait_for(lambda: [*cell.glob("run/checkpoint-*/state.json")], "checkpoint")
+    (orphan,) = training_in(f"{cell.relative_to(output.parent)}/run")
+    os.kill(orphan, signal.SIGSTOP)  # else it may end while the cells are listed
     first.kill()
     first.communicate()
     assert acquire(cell / "lock") is None  # the orphan still holds it
     listed = start(official, world, output, "--list").communicate()[0].splitlines()
     assert len(listed) == 2 and all(f"'OUTPUT={output.name}/cells/qqp-64-" in line for line in listed)
-    run = f"{cell.relative_to(output.parent)}/run".encode()
-    (orphan,) = [
-        int(path.parent.name)
-        for path in Path("/proc").glob("[0-9]*/cmdline")
-        if run in (words := path.read_bytes()) and b"masked_run_glue" in words
-    ]
     os.kill(orphan, signal.SIGKILL)
     wait_for(lambda: (lock := acquire(cell / "lock")) and not lock.close(), "end of the orphan")
 
