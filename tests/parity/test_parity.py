@@ -10,9 +10,16 @@ import torch
 
 import emmental
 from emmental import contrastive_loss, regularization, schedule_threshold, set_packing, set_threshold
+from emmental.contrast.bank import Bank
+from emmental.contrast.encoding import fill_from_teacher
+from emmental.data.batches import Plan
+from emmental.data.examples import Examples
 from emmental.model.packing import Packing
-from emmental.training.objective import distillation, task_loss
+from emmental.pruning.schedule import MaskSchedule
+from emmental.training.loop import Progress, train
+from emmental.training.objective import Objective, task_loss
 from emmental.training.optimizer import Optimizer
+from emmental.utils.precision import Precision
 
 HERE = Path(__file__).parent
 ROUNDING_NOISE = ("key.bias", "qa_outputs.bias")  # their gradients are mathematically zero
@@ -272,97 +279,9 @@ def test_gradients_of_a_step_equal_the_recorded(kind, packing):
         close(gradients[name], gradient, atol=1e-5 * max(1.0, float(gradient.abs().max())))
 
 
-# f: training, step by step
+# f: the training loop, step by step
 
-
-class Run:
-    """A recorded run: its arguments, data and steps, and the models, optimizer and banks that replay it."""
-
-    def __init__(self, name: str, packing: bool):
-        run = load(name)
-        self.args, self.meta = json.loads(run["args"]), json.loads(run["meta"])
-        self.init, self.final, self.recorded_banks = below(run, "init/"), below(run, "final/"), below(run, "bank/")
-        self.data, self.steps = below(run, "data/"), below(run, "step/")
-        self.qa, self.total = "start_positions" in self.data, len(self.steps["sample_idx"])
-        names = ("start_positions", "end_positions") if self.qa else ("labels",)
-        self.labels = tuple(self.data[name] for name in names)
-        self.model = tiny(self.init, self.args["pruning_method"])
-        teacher = tiny(below(run, "teacher/"), None)
-        for model in (self.model, teacher):
-            set_packing(model, packing)
-        self.banks = {"finetuned": self.column(teacher)}
-        with torch.no_grad():
-            outputs = [teacher(**batch).classifications for batch in self.batches()]
-        self.teacher_logits = tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
-        names = ("learning_rate", "mask_scores_learning_rate", "weight_decay", "max_grad_norm", "warmup_steps")
-        recipe = {name: self.args[name] for name in names}
-        self.optimizer = Optimizer(self.model, **recipe, epsilon=self.args["adam_epsilon"], total_steps=self.total)
-
-    def batches(self) -> list[dict[str, torch.Tensor]]:
-        return [inputs(self.data, slice(start, start + 8)) for start in range(0, 64, 8)]
-
-    def column(self, model: torch.nn.Module) -> torch.Tensor:
-        """All examples' representations, (examples, 1, hidden)."""
-        with torch.no_grad():
-            return torch.cat([model.encode(**batch) for batch in self.batches()])[:, None]
-
-    def start_epoch(self, t: int, threshold: float) -> None:
-        """Fills the bank of an epoch that starts, in the mode and at the threshold of the recorded run."""
-        assert threshold == pytest.approx(self.meta["encode_threshold_per_batch"][t], rel=1e-12)
-        set_threshold(self.model, threshold)
-        self.model.train(bool(self.meta["training_flag_at_encode"][t]))
-        column, name = self.column(self.model), "snaps" if t else "pretrained"
-        self.banks[name] = torch.cat([self.banks[name], column], 1) if name in self.banks else column
-        self.model.train()
-
-    def schedule(self, t: int) -> tuple[float, float]:
-        args = self.args
-        return schedule_threshold(
-            t + self.qa,  # as released, classification counts its steps from 0, question answering from 1
-            self.total, args["warmup_steps"], args["initial_threshold"], args["final_threshold"],
-            args["initial_warmup"], args["final_warmup"], args["final_lambda"],
-        )  # fmt: skip
-
-    def contrastive_term(self, bank: str, t: int, anchors: torch.Tensor) -> torch.Tensor:
-        index, others = (self.steps[name][t] for name in ("sample_idx", f"extra_idx_{bank}"))
-        others = others[others >= 0]
-        if bank not in self.banks:
-            assert len(others) == 0
-            return torch.tensor(0.0)
-        rows, labels = self.banks[bank], self.data.get("labels")
-        return contrastive_loss(
-            anchors, rows[index], rows[others], index, others,
-            None if self.qa else labels[index], None if self.qa else labels[others],
-            temperature=self.args["contrastive_temperature"],
-            unsupervised_weight=self.args["cl_unsupervised_loss_weight"],
-            supervised_weight=self.args["cl_supervised_loss_weight"] or 0.0,
-        )  # fmt: skip
-
-    def loss(self, t: int, regu_lambda: float) -> torch.Tensor:
-        """The batch's loss; every part of it is compared with what was recorded."""
-        args, index = self.args, self.steps["sample_idx"][t]
-        expected = {key: value[t] for key, value in self.steps.items() if value.ndim and len(value)}
-        output = self.model(**inputs(self.data, index))
-        for name in ("start_logits", "end_logits") if self.qa else ("logits",):
-            close(output[name], expected[name], atol=1e-4)
-        loss = args["ce_loss_weight"] * task_loss(output.classifications, tuple(x[index] for x in self.labels))
-        for number, bank in enumerate(("pretrained", "finetuned", "snaps")):
-            term = self.contrastive_term(bank, t, output.representation)
-            close(term, expected["contrastive_terms_weighted"][number], atol=1e-4)
-            loss = loss + term
-        close(loss, expected["model_loss"], atol=1e-4)
-        teacher_logits = tuple(x[index] for x in self.teacher_logits)
-        distill = distillation(output.classifications, teacher_logits, args["temperature"])
-        close(distill / args["temperature"] ** 2, expected["distill_kl"].mean(), atol=1e-5)
-        loss = loss + args["distill_loss_weight"] * distill
-        if args["regularization"]:
-            penalty = regularization(self.model, args["regularization"])
-            close(penalty, expected["regu"], atol=1e-5)
-            loss = loss + regu_lambda * penalty
-        close(loss, expected["total_loss"], atol=1e-4)
-        return loss
-
-
+BANKS = {"pretrained": "pretrained", "finetuned": "finetuned", "snapshots": "snaps"}  # ours -> the recorded names
 TRAJECTORIES = [
     ("f_topk_seq_const0", False),
     ("f_topk_seq_const0", True),
@@ -372,29 +291,75 @@ TRAJECTORIES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "packing"), TRAJECTORIES)
-def test_training_follows_the_recorded_run(name, packing):
-    run = Run(name, packing)
-    threshold = run.args["initial_threshold"]
-    for t in range(run.total):
-        if t % (run.total // 3) == 0:
-            run.start_epoch(t, threshold)
-        threshold, regu_lambda = run.schedule(t)
-        assert threshold == pytest.approx(float(run.steps["threshold"][t]), rel=1e-12)
-        assert regu_lambda == pytest.approx(float(run.steps["lambda"][t]), rel=1e-12)
-        set_threshold(run.model, threshold)
-        run.model.zero_grad()
-        run.loss(t, regu_lambda).backward()
-        norm = float(run.optimizer.step(t))
-        assert norm == pytest.approx(float(run.steps["grad_norm"][t]), rel=1e-4)
+def examples_of(data: dict, labels: list[str]) -> Examples:
+    real = data["attention_mask"].bool()
+    offsets = np.concatenate([[0], real.sum(1).cumsum(0).numpy()])
+    types = data.get("token_type_ids", torch.zeros_like(data["input_ids"]))
+    tokens = (values[real].numpy() for values in (data["input_ids"], types))
+    return Examples(*tokens, offsets, tuple(data[name] for name in labels), pad_to=real.shape[1])
 
-    assert run.banks.keys() == run.recorded_banks.keys()
-    for bank, recorded in run.recorded_banks.items():
-        close(run.banks[bank], recorded, atol=1e-5)
+
+@pytest.mark.parametrize(("name", "packing"), TRAJECTORIES)
+def test_training_follows_the_recorded_run(name, packing, tmp_path, monkeypatch):
+    """`train` itself, with the recorded batches and extra examples in place of those that a seed decides."""
+    run = load(name)
+    args, init, steps, data = json.loads(run["args"]), below(run, "init/"), below(run, "step/"), below(run, "data/")
+    qa, total, device = "start_positions" in data, len(steps["sample_idx"]), torch.device("cpu")
+    examples = examples_of(data, ["start_positions", "end_positions"] if qa else ["labels"])
+    model, teacher = tiny(init, args["pruning_method"]), tiny(below(run, "teacher/"), None)
+    for each in (model, teacher):
+        set_packing(each, packing)
+
+    class RecordedPlan(Plan):
+        def micro_batches(self, step):
+            return [steps["sample_idx"][step].numpy()]
+
+    def recorded_sample(examples, count, seed):
+        _, step, _, number = seed
+        drawn = steps[f"extra_idx_{list(BANKS.values())[number]}"][step]
+        assert (drawn >= 0).sum() == count
+        return drawn[drawn >= 0].numpy()
+
+    monkeypatch.setattr("emmental.contrast.bank.sample", recorded_sample)
+    plan = RecordedPlan(len(examples), batch_size=steps["sample_idx"].shape[1], accumulation=1, epochs=3, seed=0)
+    assert plan.total_steps == total
+    precision, common = Precision(device), {"total_steps": total, "warmup_steps": args["warmup_steps"]}
+    banks = {ours: Bank(tmp_path, device, torch.float32, ours == "snapshots") for ours in BANKS}
+    teacher_logits = fill_from_teacher(banks["finetuned"], teacher, examples, precision, contrasted=True)
+    names = ("initial_threshold", "final_threshold", "initial_warmup", "final_warmup", "final_lambda")
+    masks = MaskSchedule(**common, **{name: args[name] for name in names}, first_step=int(qa))
+    names = ("learning_rate", "mask_scores_learning_rate", "weight_decay", "max_grad_norm")
+    optimizer = Optimizer(model, **common, **{name: args[name] for name in names}, epsilon=args["adam_epsilon"])
+    objective = Objective(
+        ce_weight=args["ce_loss_weight"], distill_weight=args["distill_loss_weight"],
+        distill_temperature=args["temperature"], contrastive_temperature=args["contrastive_temperature"],
+        unsupervised_weight=args["cl_unsupervised_loss_weight"],
+        supervised_weight=args["cl_supervised_loss_weight"] or 0.0, normalization="released",
+        penalty=args["regularization"], extra_examples=args["extra_examples"],
+    )  # fmt: skip
+
+    done = train(model, examples, banks, teacher_logits, plan, masks, objective, optimizer, Progress(), precision)
+    for t, step in enumerate(done):
+        expected = {key: value[t] for key, value in steps.items() if value.ndim and len(value)}
+        assert step.threshold == pytest.approx(float(expected["threshold"]), rel=1e-12)
+        assert step.regu_lambda == pytest.approx(float(expected["lambda"]), rel=1e-12)
+        contrast = [step.parts.get(ours, torch.tensor(0.0)) for ours in BANKS]
+        close(torch.stack(contrast), expected["contrastive_terms_weighted"], atol=1e-4)
+        close(step.parts["task"] + sum(contrast), expected["model_loss"], atol=1e-4)
+        squared = args["distill_loss_weight"] * args["temperature"] ** 2
+        close(step.parts["distillation"] / squared, expected["distill_kl"].mean(), atol=1e-5)
+        if args["regularization"]:
+            close(step.parts["penalty"], step.regu_lambda * expected["regu"], atol=1e-5 * max(1, step.regu_lambda))
+        close(sum(step.parts.values()), expected["total_loss"], atol=1e-4)
+        assert float(step.grad_norm) == pytest.approx(float(expected["grad_norm"]), rel=1e-4)
+    assert t == total - 1
+
+    for ours, theirs in BANKS.items():
+        close(torch.stack(banks[ours].columns, 1), run[f"bank/{theirs}"], atol=1e-5)
     # `final` holds what was trained; what was not, the embeddings, stays as it was
-    frozen = {key: value for key, value in run.init.items() if "embeddings" in key}
-    state, final = run.model.state_dict(), frozen | run.final
-    assert state.keys() == {key for key in final if not (run.qa and "pooler" in key)}
+    frozen = {key: value for key, value in init.items() if "embeddings" in key}
+    state, final = model.state_dict(), frozen | below(run, "final/")
+    assert state.keys() == {key for key in final if not (qa and "pooler" in key)}
     for key in state:
         if not key.endswith(ROUNDING_NOISE):
             atol = 0 if key in frozen else 1e-4 if "mask_scores" in key else 1e-5
