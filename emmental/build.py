@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from emmental.arguments import CommonArguments
-from emmental.contrast.bank import Bank, Room
+from emmental.contrast.bank import Bank, DeviceRoom
 from emmental.data.batches import Plan
 from emmental.data.examples import Examples
 from emmental.model import loading
@@ -116,8 +116,10 @@ def initial_state(
     rows = plan.examples
     if args.banks and args.extra_examples > rows:
         print_once(f"--extra_examples {args.extra_examples}: the training set has {rows}, all of which are used")
+    # a teacher that is only distilled has a bank without columns, which names its logits' file for checkpoints
     names = [*args.banks] + (["finetuned"] if args.needs_teacher and "finetuned" not in args.banks else [])
-    folder, dtype, room = Path(args.output_dir) / "banks", getattr(torch, args.bank_dtype), Room(columns_on_device)
+    folder, dtype = Path(args.output_dir) / "banks", getattr(torch, args.bank_dtype)
+    room = DeviceRoom(columns_on_device)
     # as released snapshots are encoded with dropout on, the pre-trained model and the teacher with dropout off (D8)
     dropout = {"snapshots": args.snapshot_mode == "train"}
     banks = {

@@ -63,9 +63,11 @@ def run(args: CommonArguments, task: Task, tokenizer, precision: Precision) -> N
         model, results = train_and_save(args, task, tokenizer, precision)
     else:
         model = load_student(args, task, precision)
+        say_how_masked(args, model)
         results = task.evaluate(model, folder)
     if model.config.pruning_method is not None:
         counted = count(model)
+        check_calibration(args, counted.remaining)
         results |= {"remaining_weights": counted.remaining, "remaining_weights_released": counted.remaining_released}
     if args.eval_all_checkpoints and args.do_eval:
         results["checkpoints"] = evaluate_checkpoints(
@@ -127,7 +129,7 @@ def train_and_save(
         state.progress,
         precision,
     )
-    training_loop(args, steps, state, plan, tokenizer, task.evaluate, log)
+    log_and_save_steps(args, steps, state, plan, tokenizer, task.evaluate, log)
     results = target_report(args, model)
     if state.masks:
         state.masks.set_final_masks(model)
@@ -173,7 +175,7 @@ def save_checkpoint(args: CommonArguments, state: checkpoint.TrainingState, toke
     distributed.wait()  # else a stopped run's other processes end while this one removes
 
 
-def training_loop(
+def log_and_save_steps(
     args: CommonArguments,
     steps: Iterable[StepResult],
     state: checkpoint.TrainingState,
@@ -247,3 +249,20 @@ def target_report(args: CommonArguments, model: MaskedModel) -> dict[str, float]
         missed = f"{before:.2f} % remaining weights, not {asked:.2f} %"
         print(f"warning: steering ended at {missed}: the run was too short for {rate}")
     return {"target_sparsity": args.target_sparsity, "remaining_weights_before_calibration": before}
+
+
+def check_calibration(args: CommonArguments, remaining: float) -> None:
+    """Warns where calibration did not reach the target."""
+    if not (args.do_train and args.target_sparsity):
+        return
+    asked = 100 * (1 - args.target_sparsity)
+    if abs(remaining - asked) > 0.1:
+        print_once(f"warning: {remaining:.2f} % remaining weights, not {asked:.2f} %: too many scores are the same")
+
+
+def say_how_masked(args: CommonArguments, model: MaskedModel) -> None:
+    """Says which masks an evaluation alone goes by: those that the model was saved with (D66)."""
+    config, flags = model.config, "--pruning_method and --final_threshold are for training"
+    if config.pruning_method is not None:
+        masks = f"its own masks, {config.pruning_method} at threshold {config.threshold:g}"
+        print_once(f"{args.model_name_or_path}: evaluated with {masks}; {flags}")

@@ -38,8 +38,11 @@ def sample(examples: int, count: int, seed: tuple[int, ...]) -> np.ndarray:
 
 
 @dataclass
-class Room:
-    """How many more columns go on the device; those of all banks come in one order, in a resumed run as well."""
+class DeviceRoom:
+    """How many more columns go on the device: shared by all banks, first come, first served.
+
+    A resumed run adds its columns in the same order.
+    """
 
     columns: int
 
@@ -57,7 +60,7 @@ class Bank:
         device: torch.device,
         dtype: torch.dtype,
         dropout: bool = False,
-        room: Room | None = None,
+        room: DeviceRoom | None = None,
     ):
         self.folder, self.device, self.dtype, self.dropout, self.room = folder, device, dtype, dropout, room
         self.columns: list[torch.Tensor] = []
@@ -86,15 +89,17 @@ class Bank:
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """The rows of the examples `index` (batch,) as float32 on the device, (batch, R, hidden)."""
-        here = to_device(index, self.device)
+        index_device = to_device(index, self.device)
         parts = [
-            rows_to_device(column, index, self.device) if column.device.type == "cpu" else column.index_select(0, here)
+            rows_to_device(column, index, self.device)
+            if column.device.type == "cpu"
+            else column.index_select(0, index_device)
             for column in self.columns
         ]
         return (torch.stack(parts, dim=1) if len(parts) > 1 else parts[0][:, None]).float()
 
     def draw(self, index: torch.Tensor, labels: torch.Tensor | None, extra: int, seed: tuple[int, ...]) -> BankSample:
-        """The batch's own rows and those of extra // R other examples, `extra` rows in all (D3, as released).
+        """The batch's own rows and those of extra // R drawn examples, `extra` rows in all (D3, as released).
 
         `index` (batch,); `labels` (examples,), those of the whole set, or None.
         """

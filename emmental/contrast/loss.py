@@ -8,6 +8,11 @@ One function serves PrC, SnC and FiC, which differ only in the bank that the con
 import torch
 from torch.nn.functional import normalize
 
+DIVISORS = {  # --cl_normalization -> N of contrastive_loss, from the anchors' numbers of positives (batch,)
+    "released": lambda count: count.sum(),  # by the number of positives a second time (D1)
+    "supcon": lambda count: (count > 0).sum(),  # arXiv 2004.11362, equation 2
+}
+
 
 def contrastive_loss(
     anchors: torch.Tensor,
@@ -41,15 +46,16 @@ def contrastive_loss(
 
     `anchors` (batch, hidden), normalised here; `own` (batch, R, hidden) and `extra` (E, R, hidden), rows of a bank
     with R representations per example, already of length 1; `index` (batch,) and `extra_index` (E,), places in the
-    training set; `labels` (batch,) and `extra_labels` (E,), needed for a supervised weight other than 0.
+    training set; `labels` (batch,) and `extra_labels` (E,), needed for a supervised weight other than 0. KeyError for
+    another `normalization`.
     """
     anchors = normalize(anchors.float(), dim=-1)
     # as released: the keys are detached, the gradient reaches the anchors alone (D4)
     contrast = torch.cat([anchors.detach(), own.flatten(0, 1), extra.flatten(0, 1)])
-    rows = own.shape[1]
+    columns = own.shape[1]  # R
 
     def repeat_per_column(batch: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        return torch.cat([batch, batch.repeat_interleave(rows), others.repeat_interleave(rows)])
+        return torch.cat([batch, batch.repeat_interleave(columns), others.repeat_interleave(columns)])
 
     # A(i): all of the contrast set but the anchor's own detached copy
     itself = torch.eye(len(anchors), len(contrast), dtype=torch.bool, device=anchors.device)
@@ -65,12 +71,7 @@ def contrastive_loss(
 
 
 def positive_loss(log_q: torch.Tensor, positive: torch.Tensor, normalization: str) -> torch.Tensor:
-    """L of contrastive_loss from log q and P(i) as a mask, both (batch, contrast).
-
-    "supcon" divides by the number of anchors that have positives (arXiv 2004.11362, equation 2); "released" by that of
-    all positives, a second time (D1).
-    """
+    """L of contrastive_loss from log q and P(i) as a mask, both (batch, contrast)."""
     count = positive.sum(-1)
     per_anchor = log_q.masked_fill(~positive, 0).sum(-1) / count.clamp(min=1)
-    divisor = count.sum() if normalization == "released" else (count > 0).sum()
-    return -per_anchor.sum() / divisor.clamp(min=1)
+    return -per_anchor.sum() / DIVISORS[normalization](count).clamp(min=1)

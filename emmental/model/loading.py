@@ -98,8 +98,10 @@ def load_masked(directory: str, pruning_method: str | None = None, threshold: fl
     except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
         raise InputError(f"{folder / 'config.json'}: {_first_line(error)}") from None
     weights, expected = read_weights(folder), model.state_dict()
-    # Magnitude needs no scores, and may be tried on a model that has them; older files hold a buffer of positions.
-    spare = {name for name in weights if name.endswith(("position_ids", "mask_scores")) and name not in expected}
+    # Magnitude needs no scores, and may be tried on a model that has them; older files hold a buffer of positions, and
+    # for a span a pooler that nothing reads (D67).
+    unread = "position_ids", "mask_scores", ".pooler.dense.weight", ".pooler.dense.bias"
+    spare = {name for name in weights if name.endswith(unread) and name not in expected}
     weights = {name: value for name, value in weights.items() if name not in spare}
     wrong = [name for name in expected if name not in weights or weights[name].shape != expected[name].shape]
     wrong += [name for name in weights if name not in expected]

@@ -13,12 +13,21 @@ from torch import nn
 from emmental.pruning.masks import StraightThrough, binary_mask, hard_concrete
 from emmental.pruning.methods import METHODS
 
+# --mask_init -> what fills a matrix's scores, given --mask_scale; each looks nn.init up when called, since
+# from_pretrained exchanges its functions for ones that leave loaded tensors alone
+SCORE_INITS = {
+    "constant": lambda scores, scale: nn.init.constant_(scores, scale),
+    "uniform": lambda scores, scale: nn.init.uniform_(scores, -scale, scale),
+    "kaiming": lambda scores, scale: nn.init.kaiming_uniform_(scores, a=math.sqrt(5)),
+}
+
 
 class MaskedLinear(nn.Linear):
     """`y = x (W * mask)^T + b` (arXiv 2005.07683, section 3), with one score per weight where the method learns them.
 
-    `mask_init`: constant (every score is `mask_scale`), uniform (in +-`mask_scale`) or kaiming. Before a threshold is
-    set the layer is dense. Scores are float32 whatever the weights are: masks of rounded scores would be others.
+    `mask_init`: constant (every score is `mask_scale`), uniform (in +-`mask_scale`) or kaiming; another, or another
+    `pruning_method` than in METHODS, is a KeyError. Before a threshold is set the layer is dense. Scores are float32
+    whatever the weights are: masks of rounded scores would be others.
     """
 
     def __init__(
@@ -42,12 +51,7 @@ class MaskedLinear(nn.Linear):
 
     def reset_scores(self) -> None:
         """Initialises the scores; from_pretrained calls it again, since it builds on a device without memory."""
-        if self.mask_init == "constant":
-            nn.init.constant_(self.mask_scores, self.mask_scale)
-        elif self.mask_init == "uniform":
-            nn.init.uniform_(self.mask_scores, -self.mask_scale, self.mask_scale)
-        else:
-            nn.init.kaiming_uniform_(self.mask_scores, a=math.sqrt(5))
+        SCORE_INITS[self.mask_init](self.mask_scores, self.mask_scale)
 
     @property
     def ranking(self) -> torch.Tensor:
@@ -78,7 +82,8 @@ class MaskedLinear(nn.Linear):
         scores = getattr(self, "mask_scores", None)
         own = [] if scores is None else [id(scores), id(scores.grad)]
 
-        def moved(tensor: torch.Tensor) -> torch.Tensor:  # as to(), half() and the like ask, but for the scores' type
+        # `fn` is that of to(), half() and the like; scores follow its device alone
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
             changed = fn(tensor)
             return tensor.to(changed.device) if id(tensor) in own and changed.dtype != tensor.dtype else changed
 

@@ -88,8 +88,8 @@ def above_mask(scores: torch.Tensor, threshold: float, sigmoid: bool) -> torch.T
     """The mask of the scores (matrices, numel) strictly above `threshold`, but of at least the min_kept largest."""
     mask = threshold_input(scores, threshold, sigmoid) > threshold
     minimum = min_kept(scores.shape[-1])
-    # On a device the largest are added without asking, since asking means waiting; where the threshold alone keeps
-    # enough, they are among them.
+    # On a device the largest are always added, since to read the count would be to wait for it; where the threshold
+    # alone keeps enough, they are among those kept.
     if scores.device.type != "cpu" or int(mask.sum(-1).min()) < minimum:
         mask |= top_mask(scores, minimum) > 0
     return mask
@@ -126,7 +126,7 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return mask.view_as(mask)
+        return mask.view_as(mask)  # not the tensor that was passed in, which is kept from step to step
 
     @staticmethod
     def backward(ctx, gradient):
@@ -138,7 +138,7 @@ class TopKBinarizer:
 
     @staticmethod
     def apply(scores: torch.Tensor, threshold: float) -> torch.Tensor:
-        return _binarize("topK", scores, threshold)
+        return _straight_through("topK", scores, threshold)
 
 
 class ThresholdBinarizer:
@@ -146,16 +146,23 @@ class ThresholdBinarizer:
 
     @staticmethod
     def apply(scores: torch.Tensor, threshold: float, sigmoid: bool) -> torch.Tensor:
-        return _binarize("sigmoied_threshold" if sigmoid else "threshold", scores, threshold)
+        return _straight_through("sigmoied_threshold" if sigmoid else "threshold", scores, threshold)
 
 
 class MagnitudeBinarizer:
-    """`apply(weight, threshold)`: keeps the int(threshold * numel) weights of the largest magnitude."""
+    """`apply(weight, threshold)`: keeps the int(threshold * numel) weights of the largest magnitude.
+
+    Its mask is a constant: no gradient passes through it to the weight.
+    """
 
     @staticmethod
     def apply(weight: torch.Tensor, threshold: float) -> torch.Tensor:
-        return _binarize("magnitude", weight, threshold)
+        return _mask("magnitude", weight, threshold)
 
 
-def _binarize(name: str, values: torch.Tensor, threshold: float) -> torch.Tensor:
-    return StraightThrough.apply(values, binary_mask(METHODS[name], values[None], float(threshold))[0])
+def _straight_through(name: str, scores: torch.Tensor, threshold: float) -> torch.Tensor:
+    return StraightThrough.apply(scores, _mask(name, scores, threshold))
+
+
+def _mask(name: str, values: torch.Tensor, threshold: float) -> torch.Tensor:
+    return binary_mask(METHODS[name], values[None], float(threshold))[0]

@@ -23,7 +23,8 @@ class MaskSchedule:
     """Which masks a model has at each optimizer step, and lambda, the weight of the penalty on its scores.
 
     Steps are the optimizer's, from 0; the schedule counts them from `first_step`. The other numbers are those of
-    schedule_threshold. `global_cut_every` is None for one cut per matrix, else the steps between two global cuts. A
+    schedule_threshold. `apply` is for a step of training; the other methods make masks without steering, for encoding,
+    saving and evaluation. `global_cut_every` is None for one cut per matrix, else the steps between two global cuts. A
     `controller` scales lambda; `scores_lr(step)` tells it the scores' learning rate. `cut` and `steering` change from
     step to step; checkpoints hold them.
     """
@@ -57,8 +58,14 @@ class MaskSchedule:
         """
         number = step + self.first_step
         threshold, regu_lambda = schedule_threshold(
-            *(number, self.total_steps, self.warmup_steps, self.initial_threshold, self.final_threshold),
-            *(self.initial_warmup, self.final_warmup, self.final_lambda),
+            number,
+            self.total_steps,
+            self.warmup_steps,
+            initial_threshold=self.initial_threshold,
+            final_threshold=self.final_threshold,
+            initial_warmup=self.initial_warmup,
+            final_warmup=self.final_warmup,
+            final_lambda=self.final_lambda,
         )
         if self.global_cut_every:
             due = new_cut and number % self.global_cut_every == 0
@@ -100,9 +107,9 @@ def schedule_threshold(
 ) -> tuple[float, float]:
     """The threshold and lambda of optimizer step `step`; lambda is what the penalty on the scores is multiplied by.
 
-    `initial_threshold` for the first initial_warmup * warmup_steps steps, `final_threshold` for about the last
-    final_warmup * warmup_steps, a cubic in between (arXiv 2005.07683, section 5). as released: without a final
-    plateau the last training step does not quite reach the final threshold, at which evaluation is done (D9).
+    `initial_threshold` up to and including step initial_warmup * warmup_steps, `final_threshold` from step total_step -
+    final_warmup * warmup_steps on, a cubic in between (arXiv 2005.07683, section 5). as released: where steps count
+    from 0 and there is no final plateau, the last one does not quite reach the final threshold (D9).
     lambda = final_lambda * threshold / final_threshold (D17): it follows the threshold.
     """
     start, end = initial_warmup * warmup_steps, total_step - final_warmup * warmup_steps
@@ -144,5 +151,4 @@ def global_cut(model: nn.Module, threshold: float) -> float:
     if threshold >= 1:
         return LOWEST
     scores = torch.cat([linear.mask_scores.flatten() for linear in masked_linears(model).values()])
-    place = max(len(scores) - (int(len(scores) * threshold) + 1), 1) - 1
-    return kth_largest(scores, len(scores) - place)
+    return kth_largest(scores, min(int(len(scores) * threshold) + 2, len(scores)))  # as counted from the largest

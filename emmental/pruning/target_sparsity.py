@@ -32,7 +32,8 @@ def score_at(threshold: float, method: Method) -> float:
 def calibrated_threshold(model: nn.Module, target_sparsity: float) -> float:
     """The threshold at which exactly a share 1 - `target_sparsity` of all scores remains, up to ties.
 
-    InputError where there is none: the target is beyond methods.highest_sparsity, or scores are NaN.
+    Scores from about 37 on tie, their sigmoids being 1; where only those are to remain, all of them do. InputError
+    where there is none: the target is beyond methods.highest_sparsity, or scores are NaN.
     """
     linears = masked_linears(model).values()
     sigmoid = any(linear.method.sigmoid for linear in linears)
@@ -52,7 +53,7 @@ def calibrated_threshold(model: nn.Module, target_sparsity: float) -> float:
             break
     if not math.isfinite(threshold):
         raise InputError(f"--target_sparsity {target_sparsity}: no threshold reaches it (it would be {threshold})")
-    return threshold
+    return min(threshold, math.nextafter(1.0, 0.0)) if sigmoid else threshold  # no sigmoid exceeds 1
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,11 @@ class LambdaController:
 
     Soft movement pruning "cannot precisely determine the final sparsity ratio beforehand" (arXiv 2112.07198); lambda is
     tuned by hand. Here the share of scores below the final threshold is to follow the cubic schedule from 0 to
-    `target`, and lambda is multiplied by e^u, u = PROPORTIONAL * error + its integral. The error is how far the score
-    at the scheduled rank is from the cut, a little ahead: unlike a count, it measures the distance while nothing is
-    pruned yet. Time is measured in travel, the sum of the scores' learning rates, which is about the
-    distance that Adam can move a score; so the gains hold for runs of any length.
+    `target`, and lambda is multiplied by e^u, u = PROPORTIONAL * error + its integral. The error is a sum of two, of
+    one sign: how far the score at the scheduled rank is from the cut, extrapolated by LOOKAHEAD and clamped, which
+    counts while nothing is pruned yet, and log(share above the cut / scheduled share), which counts once much is. Time
+    is measured in travel, the sum of the scores' learning rates, which is about the distance that Adam can move a
+    score; so the gains hold for runs of any length.
     """
 
     target: float
@@ -89,7 +91,6 @@ class LambdaController:
             goal = self.goal(step)
             present, at_target, remaining = self.measure(model, goal)
             speed = (at_target - state.get("last", at_target)) / travel  # -1: as fast as Adam moves
-            # Both have the same sign: the distance counts while nothing is pruned yet, the ratio once much is.
             distance = present - self.cut + LOOKAHEAD * speed
             error = max(-MAX_ERROR, min(MAX_ERROR, distance)) + math.log(remaining / (1 - goal))
             # What falls as fast as it can is not pushed harder; what has fallen too far does not come back by itself.

@@ -117,30 +117,30 @@ def batch_loss(
 
     `seed` decides which extra examples are drawn from the banks; a bank without columns is passed over.
     """
-    batch, places = len(index), torch.from_numpy(index)
+    batch, index_cpu = len(index), torch.from_numpy(index)
 
-    def rows(values: torch.Tensor) -> torch.Tensor:
-        return rows_to_device(values, places, precision.device)
+    def of_batch(values: torch.Tensor) -> torch.Tensor:
+        return rows_to_device(values, index_cpu, precision.device)
 
     # What is copied from the host goes before the forward pass, behind which a device would queue it.
-    labels, targets = tuple(map(rows, examples.labels)), None
+    labels, targets = tuple(map(of_batch, examples.labels)), None
     if teacher_logits is not None:
-        targets = tuple(map(rows, teacher_logits))
+        targets = tuple(map(of_batch, teacher_logits))
     extra_labels = examples.labels[0] if objective.supervised_weight else None
     samples = {
-        name: bank.draw(places, extra_labels, objective.extra_examples, (*seed, number))
+        name: bank.draw(index_cpu, extra_labels, objective.extra_examples, (*seed, number))
         for number, (name, bank) in enumerate(banks.items())
         if bank.columns
     }
-    here = to_device(places, precision.device)
+    index_device = to_device(index_cpu, precision.device)
     with precision.autocast():
         inputs = examples.inputs(distributed.share(index), examples.padded_length(index))
         outputs = model(**inputs, with_representation=bool(samples))
-    logits = tuple(distributed.gather_batch(scores, batch) for scores in outputs.classifications)
+    logits = tuple(distributed.gather_batch(student, batch) for student in outputs.classifications)
     anchors = distributed.gather_batch(outputs.representation, batch) if samples else None
     if targets is not None:  # a span's are as wide as the widest window, the batch's as its own
-        targets = tuple(scores[:, : logits[0].shape[1]] for scores in targets)
-    parts = objective.parts(logits, labels, targets, anchors, here, samples)
+        targets = tuple(teacher[:, : logits[0].shape[1]] for teacher in targets)
+    parts = objective.parts(logits, labels, targets, anchors, index_device, samples)
     if objective.penalty:
         zero = torch.zeros((), device=precision.device)  # as long as the threshold is 0, lambda is too
         parts["penalty"] = regu_lambda * regularization(model, objective.penalty) if regu_lambda else zero

@@ -24,9 +24,9 @@ def task_loss(logits: Classifications, labels: Classifications) -> torch.Tensor:
     if labels[0].is_floating_point():
         return F.mse_loss(logits[0].float().squeeze(-1), labels[0])
     losses = []
-    for scores, label in zip(logits, labels, strict=True):
-        ignored = scores.shape[-1]
-        losses.append(F.cross_entropy(scores.float(), label.clamp(0, ignored), ignore_index=ignored))
+    for student, label in zip(logits, labels, strict=True):
+        ignored = student.shape[-1]
+        losses.append(F.cross_entropy(student.float(), label.clamp(0, ignored), ignore_index=ignored))
     return torch.stack(losses).mean()
 
 
@@ -36,13 +36,13 @@ def distillation(logits: Classifications, teacher_logits: Classifications, tempe
     A regression's single logit is no distribution; there it is the squared distance to the teacher's.
     """
     losses = []
-    for scores, teacher in zip(logits, teacher_logits, strict=True):
-        if scores.shape[-1] == 1:
-            losses.append(F.mse_loss(scores.float(), teacher.float()))
+    for student, teacher in zip(logits, teacher_logits, strict=True):
+        if student.shape[-1] == 1:
+            losses.append(F.mse_loss(student.float(), teacher.float()))
             continue
-        student = F.log_softmax(scores.float() / temperature, dim=-1)
+        log_p = F.log_softmax(student.float() / temperature, dim=-1)
         target = F.softmax(teacher.float() / temperature, dim=-1)
-        losses.append(F.kl_div(student, target, reduction="batchmean") * temperature**2)
+        losses.append(F.kl_div(log_p, target, reduction="batchmean") * temperature**2)
     return torch.stack(losses).mean()
 
 
@@ -73,7 +73,7 @@ class Objective:
         index: torch.Tensor,
         samples: dict[str, BankSample],
     ) -> dict[str, torch.Tensor]:
-        """The weighted parts of a global batch's loss by name, but for the penalty; their sum is what is minimised.
+        """The weighted parts of a global batch's loss by name; `batch_loss` adds the penalty, and minimises the sum.
 
         `logits`, `labels` and `teacher_logits` (None: no distillation) as above; `anchors` (batch, hidden), `index`
         (batch,), and `samples`, what each bank gave for the batch (none: no anchors are needed).
@@ -82,9 +82,15 @@ class Objective:
         if teacher_logits is not None:
             distilled = distillation(logits, teacher_logits, self.distill_temperature)
             parts["distillation"] = self.distill_weight * distilled
-        for name, rows in samples.items():
+        for name, sample in samples.items():
             parts[name] = contrastive_loss(
-                *(anchors, rows.batch_rows, rows.extra_rows, index, rows.extra_index, labels[0], rows.extra_labels),
+                anchors,
+                own=sample.batch_rows,
+                extra=sample.extra_rows,
+                index=index,
+                extra_index=sample.extra_index,
+                labels=labels[0],
+                extra_labels=sample.extra_labels,
                 temperature=self.contrastive_temperature,
                 unsupervised_weight=self.unsupervised_weight,
                 supervised_weight=self.supervised_weight,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from emmental import build
-from emmental.contrast.bank import Bank, Room
+from emmental.contrast.bank import Bank, DeviceRoom
 from emmental.contrast.encoding import encode_epoch
 from emmental.data.examples import Examples
 from emmental.model.inference import predict
@@ -75,7 +75,7 @@ class Project:
         return sum(terms)
 
     def grow(self, bank: Bank | None, column: torch.Tensor) -> Bank:
-        bank = bank or Bank(self.folder, self.case.device, torch.float32, room=Room(100))
+        bank = bank or Bank(self.folder, self.case.device, torch.float32, room=DeviceRoom(100))
         bank.add("column.safetensors", column, write=True)
         return bank
 
@@ -83,6 +83,6 @@ class Project:
         """One snapshot of `examples`, (examples, hidden): masks, pass, and the column on disk."""
         torch.set_float32_matmul_precision("high" if self.case.args.tf32 else "highest")
         set_threshold(self.case.student, KEPT)
-        banks = {"snapshots": Bank(self.folder, self.case.device, self.bank_dtype, dropout=True, room=Room(1))}
+        banks = {"snapshots": Bank(self.folder, self.case.device, self.bank_dtype, dropout=True, room=DeviceRoom(1))}
         encode_epoch(1, banks, model or self.case.student, examples, self.precision)
         return banks["snapshots"].columns[0].float()

@@ -14,6 +14,7 @@ from emmental.contrast.bank import Bank
 from emmental.contrast.encoding import fill_from_teacher
 from emmental.data.batches import Plan
 from emmental.data.examples import Examples
+from emmental.model.loading import load_masked
 from emmental.model.packing import Packing
 from emmental.pruning.schedule import MaskSchedule
 from emmental.training.loop import Progress, train
@@ -212,6 +213,20 @@ def test_forward_covers_all_models_and_methods():
     assert {method for _, method, _ in FORWARDS} == {"topK", "sigmoied_threshold", "magnitude", "l0"}
 
 
+def test_a_released_question_answering_file_is_read(tmp_path):
+    """Its state dict has a pooler, which nothing reads and ours lacks (D67)."""
+    weights = below(D, "weights/qa/")
+    assert "bert.pooler.dense.weight" in weights
+    expected = tiny(weights, "topK")
+    expected.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    set_threshold(expected, 0.5)
+    with torch.no_grad():
+        output, reference = load_masked(str(tmp_path), threshold=0.5)(**inputs(D)), expected(**inputs(D))
+    assert torch.equal(output.start_logits, reference.start_logits)
+
+
 # e: contrastive losses
 
 CASES = sorted(key.removesuffix("/loss") for key in E if re.match("(seq|qa)/.*/loss", key))
@@ -249,6 +264,8 @@ def test_contrastive_loss_equals_the_recorded(case):
     close(given.grad, gradient, atol=1e-5 * float(gradient.abs().max()), rtol=1e-4)
     if term != "both":
         close(value("supcon"), expected["standard_mean_per_anchor_value_for_single_term"], rtol=1e-5)
+    with pytest.raises(KeyError):
+        value("relased")
 
 
 FULL_WEIGHTS = {"seq": (0.1, 10.0), "qa": (0.1, 0.0)}

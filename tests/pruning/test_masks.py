@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from emmental import (
+    MagnitudeBinarizer,
     MaskedBertConfig,
     MaskedBertForQuestionAnswering,
     MaskedBertForSequenceClassification,
@@ -221,6 +222,19 @@ def test_straight_through_gradient_reaches_masked_weights_scores():
     torch.testing.assert_close(linear.mask_scores.grad, through * linear.weight)
     torch.testing.assert_close(linear.weight.grad, through * linear.mask)
     assert int((linear.mask_scores.grad != 0).sum()) == 30 and int((linear.weight.grad != 0).sum()) == 6
+
+
+def test_magnitude_mask_is_a_constant_for_the_weight():
+    weight, factor = torch.randn(5, 6, requires_grad=True), torch.randn(5, 6)
+    mask = MagnitudeBinarizer.apply(weight, 0.2)
+    (weight * mask * factor).sum().backward()
+    assert int(mask.sum()) == 6 and torch.equal(weight.grad, mask * factor)
+
+
+@pytest.mark.parametrize("wrong", [{"mask_init": "zeros"}, {"pruning_method": "topk"}])
+def test_unknown_names_are_no_other_choice(wrong):
+    with pytest.raises(KeyError):
+        MaskedLinear(6, 5, **wrong)
 
 
 def test_global_cut_is_the_released_rank_of_all_scores():

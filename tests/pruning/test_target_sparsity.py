@@ -164,6 +164,18 @@ def test_calibration_separates_scores_of_nearly_equal_sigmoids(low):
     assert sum(kept_weights(linear) for linear in model) == 117
 
 
+@pytest.mark.parametrize(("target", "kept"), [(0.97, 390), (0.9, 390), (0.5, 1950)])
+def test_calibration_keeps_all_scores_whose_sigmoid_is_one(target, kept):
+    """Beyond about 37 no threshold tells them apart: rather too many than next to none."""
+    model = two_matrices()
+    with torch.no_grad():
+        for linear in model:
+            topmost = linear.mask_scores.flatten()[: linear.mask_scores.numel() // 10]
+            topmost.copy_(50 + torch.rand_like(topmost))
+    set_threshold(model, calibrated_threshold(model, target))
+    assert sum(kept_weights(linear) for linear in model) == kept
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [

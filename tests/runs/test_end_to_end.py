@@ -154,9 +154,9 @@ def test_weights_of_older_runs_are_read_as_tensors_only(trained, world, tmp_path
     evaluate = [*world.command("qqp", model=old), "--do_eval", "--output_dir", tmp_path / "out"]
     counts = ["counts_parameters.py", "--serialization_dir", old]
     fold = ["bertarize.py", "--model_name_or_path", old, "--target_model_path", tmp_path / "folded"]
-    for command in (evaluate, counts, fold):
-        succeed(*command)
+    answers = [succeed(*command) for command in (evaluate, counts, fold)]
     assert result(tmp_path / "out") == pytest.approx(result(folder), rel=1e-5)
+    assert f"{old}: evaluated with its own masks, topK at threshold 0.1;" in answers[0].out
 
     for name in ("out", "folded"):
         shutil.rmtree(tmp_path / name)

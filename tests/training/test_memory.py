@@ -13,7 +13,7 @@ from emmental import (
     set_threshold,
 )
 from emmental.contrast import bank as bank_module
-from emmental.contrast.bank import Bank, Room
+from emmental.contrast.bank import Bank, DeviceRoom
 from emmental.data.batches import Plan
 from emmental.data.examples import Examples
 from emmental.pruning.masked_linear import masked_linears
@@ -103,7 +103,7 @@ def test_banks_leave_room_for_training_and_lie_alike_after_resuming(monkeypatch,
     names = {"finetuned": 1, "pretrained": 1, "snapshots": 9}  # in the order in which they are filled
 
     def banks() -> dict[str, Bank]:
-        room = Room(plan.on_device)
+        room = DeviceRoom(plan.on_device)
         return {name: Bank(tmp_path, torch.device("meta"), dtype, room=room) for name in names}
 
     first, resumed = banks(), banks()
