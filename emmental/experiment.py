@@ -85,8 +85,11 @@ def prepare(args: CommonArguments) -> Precision:
     transformers.logging.disable_progress_bar()
     device = distributed.start(args.no_cuda)
     distributed.from_main(lambda: lock_folder(Path(args.output_dir), "--output_dir"))
+    print_once(distributed.describe(device))
     if args.fp16 and device.type == "cpu":
         raise InputError("--fp16 needs a GPU, and there is none; on a CPU use --bf16 or neither")
+    # on some GPUs torch prefers cuDNN's attention in half precision, which is built anew for every shape of a batch
+    torch.backends.cuda.enable_cudnn_sdp(False)
     torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
     return Precision(device, torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else None)
 

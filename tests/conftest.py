@@ -1,7 +1,15 @@
 """Fixtures that several test files share."""
 
+import os
+
 import pytest
 from tiny import World
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cpu_only():
+    """On a machine with GPUs the tests are the same; for those of tests/cuda the launcher shows the GPUs again."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session")

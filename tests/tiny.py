@@ -24,6 +24,9 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+GPUS = {
+    name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES",) if name in os.environ
+}  # before conftest hides them
 LIGHT = (
     "emmental.arguments",
     "emmental.model.suitability",
@@ -81,6 +84,8 @@ class Launcher:
     def __init__(self, *modules: str):
         paths = f"{ROOT}:{ROOT / 'tests' / 'cuda'}"
         environ = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
+        if "real_device" in modules:
+            environ = {name: value for name, value in environ.items() if name != "CUDA_VISIBLE_DEVICES"} | GPUS
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         command = [sys.executable, __file__, *modules]
         self.process = subprocess.Popen(command, env=environ, cwd=ROOT, text=True, **pipes)

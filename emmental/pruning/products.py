@@ -6,6 +6,7 @@ products and their 144 gradients, and under autocast as many casts again.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
@@ -16,10 +17,11 @@ from emmental.utils import distributed
 
 @contextmanager
 def masked_products(encoder: nn.Module) -> Iterator[None]:
-    """While entered on a device, the linears of `encoder` with a binary mask hold masked weights made at once.
+    """While entered on a device, the linears of `encoder` with a binary mask use masked weights made at once.
 
-    A CPU makes each where it is used, when it is still in the cache. Several processes make them layer by layer, so
-    that a layer's gradients travel while those of the layers below are computed.
+    A CPU makes each where it is used, when it is still in the cache. Several processes make those of a layer when its
+    first one is used: what is made last autograd takes first, so that a layer's gradients travel while those of the
+    layers below are computed.
     """
     linears = [x for x in masked_linears(encoder).values() if x.threshold is not None and not x.method.smooth]
     if not linears or linears[0].weight.device.type == "cpu":
@@ -28,11 +30,13 @@ def masked_products(encoder: nn.Module) -> Iterator[None]:
     try:
         layers = getattr(encoder, "layer", encoder)  # ModernBERT's encoder is the list itself
         for part in layers if distributed.world_size() > 1 else [encoder]:
-            make_products([x for x in masked_linears(part).values() if x in linears])
+            together = [x for x in masked_linears(part).values() if x in linears]
+            for linear in together:
+                linear.make_product = partial(make_products, together)
         yield
     finally:
         for linear in linears:
-            linear.product = None
+            linear.make_product = linear.product = None
 
 
 def make_products(linears: list[MaskedLinear]) -> None:

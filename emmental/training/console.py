@@ -1,7 +1,9 @@
 """What a person at the terminal sees of a run, and how they stop it."""
 
+import os
 import signal
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,11 +34,14 @@ def bars(plan: Plan, done: int):
         yield advance
 
 
+ECHO = 5  # seconds in which a second signal may be the first one's, to all processes and once more from torchrun
+
+
 class Stop:
     """While entered, remembers SIGTERM or SIGINT until the step is done; `received` is the signal's number, or 0."""
 
     def __init__(self):
-        self.received = 0
+        self.received, self.since = 0, 0.0
 
     def __enter__(self):
         numbers = (signal.SIGTERM, signal.SIGINT)
@@ -48,9 +53,13 @@ class Stop:
             signal.signal(number, handler)
 
     def _receive(self, number: int, _) -> None:
-        self.received = number
-        signal.signal(number, self.before[number])  # a second one ends at once
-        print_once(f"\n{signal.Signals(number).name}: finishing the step, then saving; a second one stops at once")
+        if not self.received:
+            self.received, self.since = number, time.monotonic()
+            name = signal.Signals(number).name
+            print_once(f"\n{name}: finishing the step, then saving; a second one stops at once")
+        elif "LOCAL_RANK" not in os.environ or time.monotonic() - self.since > ECHO:
+            signal.signal(number, self.before[number])
+            signal.raise_signal(number)
 
     def leave(self, number: int, folder: Path) -> None:
         if distributed.rank() == 0:

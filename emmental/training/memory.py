@@ -1,8 +1,8 @@
-"""What a run will take of its device's memory, reckoned before anything is placed, and where the banks then go.
+"""Estimates a run's memory on its device before anything is allocated, and puts as many banks there as then fit.
 
 A bank's column has the size of the training set: 1.04 GiB of QQP's, one for each epoch but the first and two more.
-Those go on the device that still fit beside all that training needs, though gradients and moments do not exist yet; a
-run that resumes reckons the same, and so does not end out of memory where the first one did not.
+Gradients and moments, which do not exist yet, are counted; a run that resumes counts the same, and so does not end out
+of memory where the first one did not.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,9 @@ from emmental.pruning.masked_linear import masked_linears
 from emmental.utils import distributed
 
 GIB = 1 << 30
-# What is not reckoned one by one: the rows drawn from banks, libraries' workspaces, gaps between allocations.
-MARGIN = GIB
+# What is not estimated one by one: the rows drawn from banks, libraries' workspaces, gaps between allocations; and
+# NCCL's buffers, which are outside torch's memory.
+MARGIN, NCCL = GIB, GIB // 2
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def plan_memory(
             "gradients and moments": copies * trained,
             "masks and masked weights": 3 * masked,  # with the gradients of the latter
             "activations": activation_bytes(model, *largest_batch(examples, plan, epochs)),
-            "other": MARGIN,
+            "other": MARGIN + (NCCL if distributed.world_size() > 1 else 0),
         },
         columns=sum(epochs - 1 if name == "snapshots" else 1 for name in banks),
         column_bytes=len(examples) * model.config.hidden_size * bank_dtype.itemsize,

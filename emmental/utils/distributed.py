@@ -21,8 +21,14 @@ Decision = TypeVar("Decision")
 
 
 def start(no_cuda: bool) -> torch.device:
-    """Joins the process group if torchrun started this process; returns the device to work on."""
+    """Joins the process group if torchrun started this process; returns the device to work on.
+
+    InputError where there are GPUs and none can be used: a CPU would take weeks.
+    """
     cuda = torch.cuda.is_available() and not no_cuda
+    if not (cuda or no_cuda) and torch.backends.cuda.is_built() and (sign := sign_of_gpus()):
+        built = f"torch {torch.__version__} is built for CUDA {torch.version.cuda}, nvidia-smi says what the driver has"
+        raise InputError(f"no GPU can be used, though {sign}; {built}; --no_cuda stays on the CPU")
     if "LOCAL_RANK" in os.environ:
         local = int(os.environ["LOCAL_RANK"])
         if cuda and local >= torch.cuda.device_count():
@@ -36,6 +42,21 @@ def start(no_cuda: bool) -> torch.device:
         count = torch.cuda.device_count()
         print(f"{count} GPUs are visible, one is used; for all: torchrun --nproc_per_node {count}, or NPROC={count}")
     return torch.device("cuda" if cuda else "cpu")
+
+
+def sign_of_gpus() -> str:
+    """What says that this machine has GPUs that are meant to be used, "" where nothing does."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible:
+        return "" if visible == "-1" else f"CUDA_VISIBLE_DEVICES={visible}"
+    return "/dev/nvidiactl is there" if visible is None and os.path.exists("/dev/nvidiactl") else ""
+
+
+def describe(device: torch.device) -> str:
+    """For a person: on what a run works."""
+    name = f"{device}, {torch.cuda.get_device_name(device)}" if torch.version.cuda and device.type == "cuda" else device
+    many = f", {world_size()} processes" if world_size() > 1 else ""
+    return f"device: {name}{many}; torch {torch.__version__}"
 
 
 def world_size() -> int:

@@ -5,7 +5,14 @@ import torch
 from torch import nn
 
 from emmental import MaskedLinear, set_threshold
-from emmental.pruning.products import make_products
+from emmental.pruning.products import make_products, masked_products
+from emmental.utils import distributed
+
+
+class Elsewhere(torch.Tensor):
+    """A CPU tensor that says it is on a GPU."""
+
+    device = property(lambda self: torch.device("cuda"))
 
 
 def linears(method: str) -> list[MaskedLinear]:
@@ -39,3 +46,24 @@ def test_products_give_what_plain_autograd_gives(method, dtype):
         for (name, one), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
             assert one.grad.dtype == torch.float32
             torch.testing.assert_close(one.grad, other.grad, msg=lambda message, n=name: f"{n}: {message}")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_gradients_of_upper_layers_come_first_among_processes(monkeypatch, processes):
+    """A layer's scores have theirs before the LayerNorm below; in one process, where all are made at once, after."""
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    encoder, order = nn.Module(), []
+    encoder.layer = nn.ModuleList(nn.Sequential(MaskedLinear(4, 4), nn.LayerNorm(4)) for _ in range(2))
+    for layer in encoder.layer:
+        layer[0].weight = nn.Parameter(layer[0].weight.detach().as_subclass(Elsewhere))
+    for name, parameter in encoder.named_parameters():
+        parameter.register_post_accumulate_grad_hook(lambda _, name=name: order.append(name))
+    set_threshold(encoder, 0.5)
+    with masked_products(encoder):
+        hidden = torch.randn(3, 4)
+        for layer in encoder.layer:
+            hidden = layer(hidden)
+        hidden.square().sum().backward()
+    assert len(order) == 10 and all(layer[0].product is layer[0].make_product is None for layer in encoder.layer)
+    upper, lower = order.index("layer.1.0.mask_scores"), order.index("layer.0.1.weight")
+    assert (upper < lower) == (processes > 1)

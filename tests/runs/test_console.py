@@ -3,12 +3,14 @@
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 
 import pytest
 from tiny import HARD, ROOT, TRAIN, succeed
 
+from emmental.training import console
 from emmental.utils import progress
 
 LINE = r"(?P<title>.+): (?P<done>\d+)/(?P<total>\d+), (?P<rate>\S+)/s, (?P<left>[\d:]+) left(?P<values>(, \w+ \S+)*)"
@@ -61,3 +63,26 @@ def test_a_terminal_shows_bars(tmp_path):
     os.close(end)
     assert b"\r" in os.read(terminal, 10_000)
     os.close(terminal)
+
+
+@pytest.mark.parametrize("by_torchrun", [False, True])
+def test_a_second_signal_stops_at_once_unless_it_is_an_echo(monkeypatch, capsys, by_torchrun):
+    """What ends a job sends SIGTERM to all its processes, and torchrun passes its own on."""
+    now, ended = [100.0], []
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    if by_torchrun:
+        monkeypatch.setenv("LOCAL_RANK", "0")
+    before = signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
+    try:
+        with console.Stop() as stop:
+            signal.raise_signal(signal.SIGTERM)
+            assert (stop.received, ended) == (signal.SIGTERM, [])
+            now[0] += 1
+            signal.raise_signal(signal.SIGTERM)
+            assert len(ended) == (0 if by_torchrun else 1)
+            now[0] += 10
+            signal.raise_signal(signal.SIGTERM)
+            assert len(ended) == (1 if by_torchrun else 2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().out.count("finishing the step, then saving") == 1

@@ -9,9 +9,11 @@ import sys
 import time
 
 import pytest
+import torch
 from tiny import HARD, ROOT, SOFT, TRAIN, log, result, start_script, succeed
 from torch.distributed import DistBackendError
 
+from emmental.utils import distributed
 from emmental.utils.errors import GRACE, InputError, report
 
 CONFIGURATIONS = {  # 26 rows in batches of 8: the last batch of an epoch has two, fewer than four processes
@@ -291,3 +293,29 @@ def test_torchrun_gives_the_same_and_names_the_failing_process(world, alone, tmp
     assert failed.returncode != 0 and not (tmp_path / "never").exists()
     assert f"error: [process 1] {tmp_path / 'data-1'}" in failed.stderr
     assert time.monotonic() - begun < 60
+
+
+@pytest.mark.parametrize(
+    ("visible", "driver", "sign"),
+    [
+        (None, True, "/dev/nvidiactl is there"),
+        ("4", False, "CUDA_VISIBLE_DEVICES=4"),
+        (None, False, ""),
+        ("", True, ""),
+        ("-1", True, ""),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_is_no_reason_to_take_the_cpu(monkeypatch, visible, driver, sign):
+    """A driver that is too old for torch, or a number that no GPU has: a run would take weeks."""
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(distributed.os.path, "exists", lambda path: driver and path == "/dev/nvidiactl")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if sign:
+        with pytest.raises(InputError, match=f"no GPU can be used, though {sign}; .* --no_cuda stays on the CPU"):
+            distributed.start(no_cuda=False)
+    else:
+        assert distributed.start(no_cuda=False).type == "cpu"
+    assert distributed.start(no_cuda=True).type == "cpu"

@@ -1,4 +1,4 @@
-"""The memory plan: what it reckons against what is there; banks in the same places on a first and a resumed run."""
+"""The memory plan: what it estimates against what is there; banks in the same places on a first and a resumed run."""
 
 import math
 
@@ -63,8 +63,8 @@ def test_activations_are_about_what_autograd_keeps(monkeypatch, kind, lengths):
         model(real.long(), real.long())
     products = sum(linear.weight.numel() * 4 for linear in masked_linears(model).values())
     measured = sum(x.untyped_storage().nbytes() for x in kept.values()) - products
-    reckoned = activation_bytes(model, sum(lengths), max(lengths) * len(lengths))
-    assert 0.95 * measured < reckoned < 1.5 * measured
+    estimated = activation_bytes(model, sum(lengths), max(lengths) * len(lengths))
+    assert 0.95 * measured < estimated < 1.5 * measured
 
 
 @pytest.fixture(scope="module")
