@@ -29,12 +29,12 @@ def main() -> None:
         return
     if args.task_name not in glue.TASKS:
         raise InputError(f"--task_name {args.task_name}: one of {', '.join(glue.TASKS)}")
-    kind = glue.TASKS[args.task_name]
-    check_models(args, kind.labels)
+    glue_task = glue.TASKS[args.task_name]
+    check_models(args, glue_task.labels)
     train_rows = read(args, "train") if args.do_train else None
     if args.do_train:
         args.plan(len(train_rows))  # refused here if the run is too short for its flags
-    dev_rows = {split: read(args, split) for split in kind.dev} if args.do_eval else {}
+    dev_rows = {split: read(args, split) for split in glue_task.dev} if args.do_eval else {}
 
     from emmental import experiment
     from emmental.build import Task
@@ -62,14 +62,14 @@ def main() -> None:
         results = {}
         for split, examples in dev_sets.items():
             (logits,) = predict(model, examples, precision, split)
-            found = glue_metrics.evaluate(kind, logits.numpy(), examples.labels[0].numpy())
+            found = glue_metrics.evaluate(glue_task, logits.numpy(), examples.labels[0].numpy())
             results |= glue_metrics.of_split(split, found)
         return results
 
     train_set = tokenise(train_rows) if args.do_train else None
     rows = {"train": len(train_rows)} if args.do_train else {}
     rows |= {split: len(read_rows) for split, read_rows in dev_rows.items()}
-    task = Task(kind.labels, train_set, evaluate, rows)
+    task = Task(glue_task.labels, train_set, evaluate, rows)
     experiment.run(args, task, tokenizer, precision)
 
 

@@ -59,9 +59,10 @@ if [ "$NPROC" -gt 1 ]; then
     [ $((BATCH % NPROC)) -eq 0 ] || refuse "BATCH $BATCH: a multiple of NPROC, $NPROC"
     BATCH=$((BATCH / NPROC)) LAUNCH="torchrun --standalone --nproc_per_node $NPROC"
 fi
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-1800}  # seconds for a stopped run to save in
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-1800}  # seconds to save in when stopped; before torch 2.13 30
 
-if [ -n "$WARMUP" ]; then WARMUP="--warmup_steps $WARMUP"; else WARMUP="--warmup_epochs 1"; fi
+if [ -n "$WARMUP" ]; then warmup="--warmup_steps $WARMUP"; else warmup="--warmup_epochs 1"; fi
+# what depends on the switches goes before the user's own flags, which win
 [ "$CONTRAST$DISTILL" = 00 ] || set -- --teacher_type "$TEACHER_TYPE" --teacher_name_or_path "$TEACHER_PATH" "$@"
 [ "$DISTILL" = 0 ] || set -- --use_distill --distill_loss_weight "$DISTILL_LOSS_WEIGHT" "$@"
 [ "$CONTRAST" = 0 ] || set -- --use_contrastive_loss --contrastive_temperature "$CONTRASTIVE_TEMPERATURE" \
@@ -70,7 +71,7 @@ if [ -n "$WARMUP" ]; then WARMUP="--warmup_steps $WARMUP"; else WARMUP="--warmup
 exec $LAUNCH "$here/masked_run_squad.py" ${DATA_DIR:+--data_dir "$DATA_DIR"} --output_dir "$OUTPUT" \
     --do_train --do_eval --model_type masked --model_name_or_path "$MODEL" --save_steps "$SAVE_STEPS" \
     --seed "$SEED" --per_gpu_train_batch_size "$BATCH" --num_train_epochs "$EPOCH" --learning_rate "$LR" \
-    --mask_scores_learning_rate "$MASK_LR" $WARMUP --initial_warmup 1 --final_warmup 2 \
+    --mask_scores_learning_rate "$MASK_LR" $warmup --initial_warmup 1 --final_warmup 2 \
     --pruning_method "$METHOD" --mask_init constant --mask_scale 0 \
     --initial_threshold "$INITIAL_TH" --final_threshold "$FINAL_TH" --ce_loss_weight "$CE_LOSS_WEIGHT" \
     --regularization "$REGULARIZATION" --final_lambda "$FINAL_LAMBDA" \

@@ -25,7 +25,7 @@ FORMAT = 1  # part of the key of the token cache: raise it when the tokens of th
 
 
 @dataclass(frozen=True)
-class Task:
+class GlueTask:
     """One GLUE task: the columns that count in its files, its labels in the order of their ids, its metrics."""
 
     texts: tuple[str, ...] = ("sentence1", "sentence2")  # columns of the TSV: one sentence or two
@@ -54,15 +54,17 @@ PAIR = ("sentence1", "sentence2")
 ACC_AND_F1 = {"metrics": ("acc", "f1"), "mean": "acc_and_f1"}
 NLI = ("entailment", "neutral", "contradiction")  # as released (D14): the Hub's order, not the former processor's
 TASKS = {
-    "cola": Task(("sentence",), metrics=("mcc",), header=("source", "label", "author_label", "sentence")),
-    "sst-2": Task(("sentence",)),
-    "mrpc": Task(("#1 String", "#2 String"), "Quality", **ACC_AND_F1, hub_texts=PAIR),
-    "sts-b": Task(PAIR, "score", labels=(), metrics=("pearson", "spearmanr"), mean="corr"),
-    "qqp": Task(("question1", "question2"), "is_duplicate", **ACC_AND_F1),
-    "mnli": Task(PAIR, "gold_label", NLI, dev=("dev_matched", "dev_mismatched"), hub_texts=("premise", "hypothesis")),
-    "qnli": Task(("question", "sentence"), labels=("entailment", "not_entailment")),
-    "rte": Task(PAIR, labels=("entailment", "not_entailment")),
-    "wnli": Task(PAIR),
+    "cola": GlueTask(("sentence",), metrics=("mcc",), header=("source", "label", "author_label", "sentence")),
+    "sst-2": GlueTask(("sentence",)),
+    "mrpc": GlueTask(("#1 String", "#2 String"), "Quality", **ACC_AND_F1, hub_texts=PAIR),
+    "sts-b": GlueTask(PAIR, "score", labels=(), metrics=("pearson", "spearmanr"), mean="corr"),
+    "qqp": GlueTask(("question1", "question2"), "is_duplicate", **ACC_AND_F1),
+    "mnli": GlueTask(
+        PAIR, "gold_label", NLI, dev=("dev_matched", "dev_mismatched"), hub_texts=("premise", "hypothesis")
+    ),
+    "qnli": GlueTask(("question", "sentence"), labels=("entailment", "not_entailment")),
+    "rte": GlueTask(PAIR, labels=("entailment", "not_entailment")),
+    "wnli": GlueTask(PAIR),
 }
 
 

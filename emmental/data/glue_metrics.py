@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from emmental.data.glue import Task
+    from emmental.data.glue import GlueTask
 
 
 def _accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
@@ -49,7 +49,7 @@ def _correlation(measure, x: np.ndarray, y: np.ndarray) -> float:
 METRICS = {"acc": _accuracy, "f1": _f1, "mcc": _mcc, "pearson": _pearson, "spearmanr": _spearmanr}
 
 
-def evaluate(task: "Task", predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def evaluate(task: "GlueTask", predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The task's metrics from logits (examples, labels), or scores (examples, 1), and labels (examples,).
 
     Where a metric is not defined, as a correlation with a constant is not, it is 0.

@@ -65,7 +65,7 @@ class MaskedClassifier(MaskedModel):
     ) -> ClassificationOutput:
         """The logits, and `with_representation` the anchor; without it first tokens may be all that is computed."""
         inputs, cls = (input_ids, attention_mask, token_type_ids), self.config.alignrep == "cls"
-        hidden, attention_mask = self.hidden_states(*inputs, first_alone=cls or not with_representation)
+        hidden, attention_mask = self.hidden_states(*inputs, first_only=cls or not with_representation)
         features = self.get_submodule(self.family.dropout)(self.features(hidden, attention_mask))
         output = ClassificationOutput(logits=self.get_submodule(self.family.classifier)(features))
         if with_representation:

@@ -49,7 +49,8 @@ def mean(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
 
 
 class ScoreInit:
-    """Initialises scores with the weights, for the inner model: from_pretrained asks the innermost that holds one."""
+    """Initialises scores with the weights. For the inner model, since from_pretrained calls `_init_weights` of the
+    innermost model that contains a module."""
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -125,12 +126,12 @@ class MaskedModel(ABC):
                 module.requires_grad_(False)
 
     def hidden_states(
-        self, input_ids, attention_mask=None, token_type_ids=None, *, first_alone: bool = False
+        self, input_ids, attention_mask=None, token_type_ids=None, *, first_only: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The last layer's output (batch, length, hidden), and the attention mask (batch, length) on its device.
 
         Padding is zero with packing on. A row without any real token counts its first, so that every row has a
-        finite representation. `first_alone` says that only first tokens will be read; with packing on nothing else is
+        finite representation. `first_only` says that only first tokens will be read; with packing on nothing else is
         computed in the last layer, and the length is 1.
         """
         device = self.base_model.get_input_embeddings().weight.device
@@ -144,13 +145,13 @@ class MaskedModel(ABC):
         inputs = {name: to_device(x, device) for name, x in inputs.items()}
         packing = Packing(attention_mask, device) if self.packing else None
         attention_mask = to_device(attention_mask, device)
-        first_alone = first_alone and packing is not None and self.family.first_tokens is not None
+        first_only = first_only and packing is not None and self.family.first_tokens is not None
         with masked_products(self.encoder):
             if packing is None:
                 return self.padded_layers(inputs, attention_mask), attention_mask
             inputs = {name: packing.pack(x) for name, x in inputs.items()}
-            hidden = self.packed_layers(inputs, packing, first_alone)
-        return hidden[:, None] if first_alone else packing.unpack(hidden), attention_mask
+            hidden = self.packed_layers(inputs, packing, first_only)
+        return hidden[:, None] if first_only else packing.unpack(hidden), attention_mask
 
     def embed(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The first layer's input, (batch, length, hidden)."""
@@ -167,13 +168,13 @@ class MaskedModel(ABC):
         keys = attention_mask.bool()[:, None, None]
         return self.encoder(self.embed(inputs), attention_mask=keys).last_hidden_state
 
-    def packed_layers(self, inputs: dict[str, torch.Tensor], packing: Packing, first_alone: bool) -> torch.Tensor:
+    def packed_layers(self, inputs: dict[str, torch.Tensor], packing: Packing, first_only: bool) -> torch.Tensor:
         """The last layer's output, (1, tokens, hidden), or of first tokens alone, (batch, hidden)."""
         if self.family.rotary:
             masks = {"full_attention": None, "sliding_attention": None}  # the packing knows what may be attended to
             return self.base_model(**inputs, attention_mask=masks, packing=packing).last_hidden_state
         hidden = self.embed(inputs)
-        if not first_alone:
+        if not first_only:
             return self.encoder(hidden, packing=packing).last_hidden_state
         *layers, last = self.encoder.layer
         for layer in layers:
@@ -196,5 +197,5 @@ class MaskedModel(ABC):
     def encode(self, input_ids, attention_mask=None, token_type_ids=None) -> torch.Tensor:
         """The representation as the banks store it, (batch, hidden): of length 1, in the mode the model is in."""
         inputs = input_ids, attention_mask, token_type_ids
-        hidden, attention_mask = self.hidden_states(*inputs, first_alone=self.config.alignrep == "cls")
+        hidden, attention_mask = self.hidden_states(*inputs, first_only=self.config.alignrep == "cls")
         return normalize(self.represent(hidden, attention_mask).float(), dim=-1)

@@ -59,7 +59,7 @@ class Losses:
 
 
 class Log:
-    """Scalars to TensorBoard and to log.jsonl in `folder`; nowhere at all where `folder` is None.
+    """Scalars to TensorBoard and to log.jsonl in `folder`; without a folder nothing is logged.
 
     TensorBoard's events are written at once: SummaryWriter leaves them to a thread, which dies on a full disk, and the
     run then waits for it for ever.

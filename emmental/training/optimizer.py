@@ -50,16 +50,16 @@ class Optimizer:
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
         self.peaks = {"weights": learning_rate, "mask_scores": mask_scores_learning_rate}
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        groups = {"scores": [], "weights": [], "undecayed": []}
+        groups = {"mask_scores": [], "weights": [], "undecayed": []}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 undecayed = parameter.dim() == 1  # biases, and LayerNorms whatever a family calls them
-                kind = "scores" if name.endswith("mask_scores") else "undecayed" if undecayed else "weights"
+                kind = "mask_scores" if name.endswith("mask_scores") else "undecayed" if undecayed else "weights"
                 groups[kind].append(parameter)
         # Decay is ours to apply, under a name that torch does not know.
         self.adamw = torch.optim.AdamW(
             [
-                {"params": groups["scores"], "peak": mask_scores_learning_rate, "decay": 0.0},
+                {"params": groups["mask_scores"], "peak": mask_scores_learning_rate, "decay": 0.0},
                 {"params": groups["weights"], "peak": learning_rate, "decay": weight_decay},
                 {"params": groups["undecayed"], "peak": learning_rate, "decay": 0.0},
             ],

@@ -1,4 +1,4 @@
-"""The little that several processes need: who am I, my share of a batch, and the whole batch back.
+"""The device of a process, its rank, its share of a batch, and the whole batch from all shares.
 
 Started by torchrun, each process has its own device and computes its share of every global batch. Losses are those of
 the global batch on every process, with gradients through its own share only, so that they do not depend on how

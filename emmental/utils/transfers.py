@@ -25,7 +25,7 @@ def rows_to_device(table: torch.Tensor, index: torch.Tensor, device: torch.devic
 
 
 def start_to_host(tensors: Sequence[torch.Tensor]) -> Callable[[], list[torch.Tensor]]:
-    """Starts copying `tensors` of one device; returns what waits for these copies alone and gives them."""
+    """Starts copying `tensors` of one device; returns a function that waits for these copies alone and returns them."""
     if not PINNED or tensors[0].device.type == "cpu":
         return lambda: [x.to("cpu") for x in tensors]
     copies = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True) for x in tensors]

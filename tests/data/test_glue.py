@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from emmental.data import glue_metrics
-from emmental.data.glue import TASKS, Rows, Task, from_hub, read, tokenise
+from emmental.data.glue import TASKS, GlueTask, Rows, from_hub, read, tokenise
 from emmental.utils.errors import InputError
 
 HEADERS = {
@@ -295,7 +295,7 @@ def test_tokens_are_cached_and_remade_when_needed(tmp_path, tokenizer):
 )
 def test_a_task_that_cannot_be_read_or_measured_is_refused_at_once(row, wrong):
     with pytest.raises(ValueError, match=wrong):
-        Task(**row)
+        GlueTask(**row)
 
 
 def test_one_process_tokenises_for_all(tmp_path, tokenizer, monkeypatch):
