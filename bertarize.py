@@ -11,11 +11,11 @@ from pathlib import Path
 
 from emmental.arguments import Parser
 from emmental.model.families import FAMILIES
-from emmental.model.validation import TOKENIZER_FILES, check_masked, read_config
+from emmental.model.validation import PACKED, TOKENIZER_FILES, check_masked, read_config
 from emmental.pruning.methods import METHODS
 from emmental.utils.errors import InputError, run
 
-WRITTEN = {"README.md", "config.json", "model.safetensors", "model.sparse.safetensors", *TOKENIZER_FILES}
+WRITTEN = {"README.md", "config.json", "model.safetensors", PACKED, *TOKENIZER_FILES}
 
 
 def flags() -> Namespace:
@@ -29,6 +29,13 @@ def flags() -> Namespace:
     parser.add_argument("--compact", action="store_true", help="remove neurons without input or output weights")
     parser.add_argument("--overwrite", action="store_true", help="replace a target folder of an earlier call")
     return parser.parse_args()
+
+
+def other_masks(args: Namespace) -> bool:
+    """Whether the masks are to be others than those that the model was saved, and evaluated, with."""
+    saved = read_config(args.model_name_or_path, "--model_name_or_path")
+    given = {"pruning_method": args.pruning_method, "threshold": args.threshold}
+    return any(saved.get(key) is not None and value not in (None, saved[key]) for key, value in given.items())
 
 
 def check_replaceable(folder: Path) -> None:
@@ -64,13 +71,15 @@ def main() -> None:
     from emmental.export.fold import save_folded
     from emmental.export.model_card import write_folded_card
     from emmental.model.loading import load_masked
+    from emmental.pruning.counting import count
 
     transformers.logging.disable_progress_bar()
     model = load_masked(args.model_name_or_path, args.pruning_method, args.threshold)
+    others = count(model) if other_masks(args) else None
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         report = save_folded(model, source, temporary, args.format, args.dtype, args.compact)
-        write_folded_card(source, temporary, target.name, sys.argv)
+        write_folded_card(source, temporary, target.name, sys.argv, others)
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
     except OSError as error:

@@ -6,13 +6,16 @@
 # DEMO=1 runs this very recipe in miniature on data that it makes: no network, no GPU, three minutes.
 [ -n "${BASH_VERSION:-}" ] || { echo "$0: error: start it with bash" >&2; exit 2; }
 set -eu
-here=$(dirname "$0")
+here=$(dirname "$(readlink -f "$0")")
+[ -e "$here/masked_run_glue.py" ] || here=.   # a batch system runs a copy; submit it from the repository's folder
+[ -e "$here/masked_run_glue.py" ] || { echo "$0: error: start it in the repository's folder" >&2; exit 2; }
 
 GPU=${GPU:-}                      # visible GPUs, as in CUDA_VISIBLE_DEVICES; empty: as they are
 NPROC=${NPROC:-1}                 # processes, one per GPU
 SEED=${SEED:-42}
 
 TASK=${TASK:-qqp}
+[[ $TASK == *[[:lower:]]* ]] || TASK=$(echo "$TASK" | tr "[:upper:]" "[:lower:]")
 DATA_DIR=${DATA_DIR:-}            # folder of the official TSV files; empty: nyu-mll/glue from the Hub
 MODEL=${MODEL:-bert-base-uncased}  # or roberta-base and so on: its config tells the family
 BATCH=${BATCH:-32}                # of all NPROC processes together; of each one where LAUNCH starts several
@@ -22,8 +25,8 @@ LR=${LR:-3e-5}
 METHOD=${METHOD:-sigmoied_threshold}
 MASK_LR=${MASK_LR:-1e-2}
 case $TASK in                     # WARMUP in steps: published for QQP, ours for MNLI; else, or empty, one epoch
-    qqp | QQP) WARMUP=${WARMUP-11000} ;;
-    mnli | MNLI) WARMUP=${WARMUP-12000} FINAL_LAMBDA=${FINAL_LAMBDA:-680} ;;
+    qqp) WARMUP=${WARMUP-11000} ;;
+    mnli) WARMUP=${WARMUP-12000} FINAL_LAMBDA=${FINAL_LAMBDA:-680} ;;
 esac
 INITIAL_TH=${INITIAL_TH:-0}
 FINAL_TH=${FINAL_TH:-0.1}         # what a score's sigmoid must exceed

@@ -6,7 +6,9 @@
 # DEMO=1 runs this very recipe in miniature on data that it makes: no network, no GPU, three minutes.
 [ -n "${BASH_VERSION:-}" ] || { echo "$0: error: start it with bash" >&2; exit 2; }
 set -eu
-here=$(dirname "$0")
+here=$(dirname "$(readlink -f "$0")")
+[ -e "$here/masked_run_squad.py" ] || here=.   # a batch system runs a copy; submit it from the repository's folder
+[ -e "$here/masked_run_squad.py" ] || { echo "$0: error: start it in the repository's folder" >&2; exit 2; }
 
 GPU=${GPU:-}                      # visible GPUs, as in CUDA_VISIBLE_DEVICES; empty: as they are
 NPROC=${NPROC:-1}                 # processes, one per GPU

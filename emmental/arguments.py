@@ -355,7 +355,8 @@ class CommonArguments(DistillationArguments, ContrastiveArguments, PruningArgume
         warmup_steps = plan.warmup_steps(self.warmup_steps, self.warmup_epochs)
         refuse(
             0 < plan.total_steps <= warmup_steps,
-            f"the warm-up outlasts the run: {warmup_steps} warm-up steps, and the run has {plan.total_steps} steps",
+            f"the warm-up outlasts the run: {warmup_steps} warm-up steps, and the run has {plan.total_steps} steps; "
+            "--warmup_epochs 1, of the scripts an empty WARMUP, is one epoch",
         )
         refuse(
             self.banks == ("snapshots",) and plan.total_steps <= plan.steps_per_epoch,

@@ -20,6 +20,7 @@ from emmental.model.families import is_masked
 from emmental.model.heads import head_of
 from emmental.model.masked_model import MaskedModel
 from emmental.model.packing import set_packing
+from emmental.model.validation import WEIGHTS
 from emmental.pruning.methods import METHODS
 from emmental.pruning.schedule import MaskSchedule
 from emmental.pruning.target_sparsity import LambdaController, score_at
@@ -30,6 +31,7 @@ from emmental.training.loop import Progress
 from emmental.training.objective import Objective
 from emmental.training.optimizer import MAX_SKIPPED, Optimizer
 from emmental.utils.errors import print_once
+from emmental.utils.files import digest
 from emmental.utils.precision import Precision
 
 
@@ -177,4 +179,9 @@ def resume_fingerprint(args: CommonArguments, plan: Plan, examples: Examples) ->
     config = saved_config(args.config_name or args.model_name_or_path)
     data = [examples.input_ids.tobytes(), *(labels.numpy().tobytes() for labels in examples.labels)]
     digests = {"model_config": zlib.crc32(repr(sorted(config.items())).encode()), "data": zlib.crc32(b"".join(data))}
+    models = {"model_weights": args.model_name_or_path}
+    models |= {"teacher_weights": args.teacher_name_or_path} if args.needs_teacher else {}
+    for key, name in models.items():  # of folders, which may have been moved; the Hub's are known by their config
+        files = [path for file in WEIGHTS if (path := Path(name) / file).is_file()]
+        digests |= {key: digest(files[0])} if files else {}
     return {**fixed, "global_batch_size": plan.batch_size, "examples": len(examples), **digests}

@@ -50,7 +50,7 @@ from emmental.training.resume import (
 )
 from emmental.utils import distributed
 from emmental.utils.errors import InputError, print_once
-from emmental.utils.files import write_errors, write_json
+from emmental.utils.files import open_to_others, write_errors, write_json
 from emmental.utils.lock import lock_folder
 from emmental.utils.precision import Precision
 
@@ -164,6 +164,8 @@ def save_model(model: MaskedModel, tokenizer, folder: Path) -> None:
     """Saves a masked model as it is and a dense one as a plain model, with the tokenizer."""
     with write_errors(folder):
         (model if model.config.pruning_method else fold(model)).save_pretrained(folder)
+        for file in folder.glob("*.safetensors"):
+            open_to_others(file)
         tokenizer.save_pretrained(folder)
 
 

@@ -19,7 +19,7 @@ from emmental.model.masked_classes import HEADS, plain_class
 from emmental.model.masked_model import MaskedModel
 from emmental.model.validation import TOKENIZER_FILES
 from emmental.pruning.masked_linear import masked_linears
-from emmental.utils.files import write_errors
+from emmental.utils.files import open_to_others, write_errors
 
 
 @torch.no_grad()
@@ -63,6 +63,8 @@ def save_folded(model: MaskedModel, source: Path, target: Path, form: str, dtype
         with write_errors(target):
             smaller.save_pretrained(target)
         stored = smaller.state_dict()
+    for file in target.glob("*.safetensors"):
+        open_to_others(file)
     report.append(f"{'part':12}{'dense float32':>16}{'as saved':>16}{'ratio':>8}")
     report += [
         f"{part:12}{before:16,}{after:16,}{ratio:8.2f}" for part, before, after, ratio in size_table(dense, stored)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from emmental.export.sparse_format import FILE as SPARSE
 from emmental.model.families import FAMILIES, family_of, is_masked
+from emmental.pruning.counting import Count
 from emmental.utils.files import atomic_write
 from emmental.utils.provenance import command, commit, versions
 
@@ -57,8 +58,12 @@ def write_card(folder: Path, argv: list[str], arguments: dict, results: dict, ro
     save(folder, metadata(arguments, results, rows, title), "\n\n".join(body))
 
 
-def write_folded_card(source: Path, folder: Path, name: str, argv: list[str]) -> None:
-    """Leaves the card of a folded model in its `folder`, to be called `name`: its source's, loaded in another way."""
+def write_folded_card(source: Path, folder: Path, name: str, argv: list[str], others: Count | None) -> None:
+    """Leaves the card of a folded model in its `folder`, to be called `name`: its source's, loaded in another way.
+
+    Where it has other masks than its source, `others` says what they leave, and of the source's card only base and
+    data are kept: its metrics are of another model.
+    """
     config = json.loads((folder / "config.json").read_text())
     squad = "QuestionAnswering" in str(config["architectures"])
     form = "sparse" if (folder / SPARSE).exists() else "dense"
@@ -66,6 +71,11 @@ def write_folded_card(source: Path, folder: Path, name: str, argv: list[str]) ->
     data, body = {"license": "unknown", "tags": ["pruning"]}, f"# {source.resolve().name}, folded"
     if card := read_card(source):
         data, body = card.data.to_dict(), card.text.split(LOADING)[0].strip()
+    if others:
+        for measured in ("model-index", "model_name", "metrics"):
+            data.pop(measured, None)
+        left = remaining(others.remaining, others.remaining_released)
+        body = f"# {source.resolve().name}, folded with other masks\n\n{left}\n\n## Results\n\nNot evaluated."
     data["library_name"] = "transformers" if form == "dense" else "emmental"
     save(folder, data, "\n\n".join([body, folded, LOADING, how_to_load(name, form, squad, config["model_type"])]))
 
@@ -181,10 +191,14 @@ def about(arguments: dict, results: dict) -> str:
     method = f"`{arguments['pruning_method']}`" + (f" with {' and '.join(parts)}" if parts else "")
     text = f"`{base}`, pruned on {data_read(arguments)} by {method}."
     if "remaining_weights" in results:
-        text += f"\n\nOf the weights of the encoder's matrices {results['remaining_weights']:.2f} % remain"
-        text += f" ({results['remaining_weights_released']:.2f} % with biases and LayerNorms counted as kept);"
-        text += " embeddings, pooler and head are dense."
+        text += "\n\n" + remaining(results["remaining_weights"], results["remaining_weights_released"])
     return text
+
+
+def remaining(of_matrices: float, released: float) -> str:
+    """What remains, in per cent, by both definitions."""
+    text = f"Of the weights of the encoder's matrices {of_matrices:.2f} % remain ({released:.2f} % with biases and"
+    return text + " LayerNorms counted as kept); embeddings, pooler and head are dense."
 
 
 def result_table(results: dict, rows: dict[str, int], squad: bool) -> str:

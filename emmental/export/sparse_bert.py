@@ -19,6 +19,7 @@ from emmental.export.sparse_modernbert import RotaryLayer, turns
 from emmental.model.families import FAMILIES, Family, family_of, is_masked
 from emmental.model.heads import ANSWERS, CLASSIFIES
 from emmental.model.masked_classes import PADDING_LOGIT, MaskedClassifier, masked_class, plain_class
+from emmental.model.validation import usable_positions
 from emmental.utils.errors import InputError
 
 # architecture -> family and head
@@ -40,11 +41,15 @@ def _share_tiles(lengths: list[int], most: int) -> list[list[int]]:
 class SparseModel(nn.Module):
     """A folded model for evaluation on a CPU in float32, made from the plain model's whole `state_dict`.
 
-    `chosen` names each matrix's kernel, sparse or dense: measured once for each shape and percent of density.
+    `chosen` names each matrix's kernel, sparse or dense: measured once for each shape and percent of density. Its
+    weights are in `folder`, from which a copy by pickle is loaded.
     """
 
-    def __init__(self, config: PreTrainedConfig, state_dict: dict[str, Tensor]):
+    device = torch.device("cpu")
+
+    def __init__(self, config: PreTrainedConfig, state_dict: dict[str, Tensor], folder: Path):
         super().__init__()
+        self.folder = folder
         self.config, self.layers, self.chosen, measured = config, [], {}, {}
         family, head = MODELS[config.architectures[0]]
         self.family = FAMILIES[family]
@@ -65,6 +70,7 @@ class SparseModel(nn.Module):
             self.chosen[layer + name] = measured[bucket]
             return KERNELS[measured[bucket]]
 
+        self.positions = usable_positions(self.family, config.to_dict())
         shape = bert_config(config)
         self.norm = torch.ones(shape.hidden_size), torch.zeros(shape.hidden_size)
         layers = self.plain.encoder_name + ("" if self.family.rotary else ".layer")
@@ -83,6 +89,18 @@ class SparseModel(nn.Module):
     def train(self, mode: bool = True) -> "SparseModel":
         return super().train(False)  # there is nothing to train
 
+    def __reduce__(self):
+        return load_sparse, (self.folder,)
+
+    def state_dict(self, *args, **kwargs):
+        raise TypeError(f"a packed model has no state_dict: its weights are in {self.folder}; copy that folder")
+
+    def _apply(self, fn, *args, **kwargs):
+        moved = fn(torch.zeros(1))
+        if moved.device.type != "cpu" or moved.dtype != torch.float32:
+            raise TypeError(f"load_sparse computes on a CPU in float32, not on {moved.device} in {moved.dtype}")
+        return self
+
     @torch.no_grad()
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None):
         """Padded inputs, each (batch, length) -> transformers output with logits | start_logits, end_logits.
@@ -97,6 +115,8 @@ class SparseModel(nn.Module):
         real = attention_mask.bool()
         if not real[:, 0].all():
             raise ValueError("each row must begin with a real token: pad on the right")
+        if input_ids.shape[1] > self.positions:
+            raise ValueError(f"{input_ids.shape[1]} tokens in a row: the model has {self.positions} positions")
         row, column = real.nonzero(as_tuple=True)
         x = self.plain.embed({name: value[row, column][None] for name, value in inputs.items()})[0].T
 
@@ -198,4 +218,4 @@ def load_sparse(directory: str | Path) -> SparseModel:
             raise InputError(f"{path}: {name} is missing")
         if state[name].shape != value.shape:
             raise InputError(f"{path}: {name} has shape {list(state[name].shape)}, not {list(value.shape)}")
-    return SparseModel(config, state)
+    return SparseModel(config, state, directory.resolve())

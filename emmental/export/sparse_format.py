@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from emmental.model.families import LAYER
+from emmental.model.validation import PACKED as FILE
 from emmental.utils.errors import InputError
 from emmental.utils.files import atomic_write
 
-FILE = "model.sparse.safetensors"
 VERSION = 1
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 

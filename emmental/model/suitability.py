@@ -3,17 +3,19 @@
 Like validation.py, on which it builds, it reads folders without loading a model, before torch is imported.
 """
 
+import json
 import math
 import os
 import shlex
 import sys
+from pathlib import Path
 
 from emmental.model.families import FAMILIES, family_of, full_type, is_masked
 from emmental.model.heads import CLASSIFIES, check_head, check_order, label_names
 from emmental.model.validation import TOKENIZERS, check_config, check_masks_defined, check_model, is_path
 from emmental.model.vocabulary import vocabulary
 from emmental.pruning.methods import MIN_SHARE_KEPT, highest_sparsity
-from emmental.utils.errors import InputError
+from emmental.utils.errors import InputError, print_once
 
 # what a teacher must share with its student: texts, how they are windowed and tokenised
 OF_DATA = ("task_name", "data_dir", "train_file", "predict_file", "version_2_with_negative", "config_name")
@@ -32,10 +34,25 @@ def check_models(args, labels: tuple[str, ...] | None) -> None:
     student = check_student(name, args.config_name, args.tokenizer_name, length, args.trains, labels)
     if args.target_sparsity and is_masked(args.trains):
         check_target(args.target_sparsity, args.config_name or name, student)
+    if not args.trains:
+        say_other_task("--model_name_or_path", name, args)
     if args.needs_teacher:
         check_teacher_exists(args, labels)
+        say_other_task("--teacher_name_or_path", args.teacher_name_or_path, args)
         teacher = args.teacher_name_or_path, args.teacher_type
         check_teacher(*teacher, name, student, args.tokenizer_name or name, length, labels)
+
+
+def say_other_task(flag: str, name: str, args) -> None:
+    """Warns of a model that was trained here on another task, which its labels alone do not show."""
+    try:
+        trained = json.loads(Path(name, "arguments.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    for key in ("task_name", "version_2_with_negative"):
+        theirs, ours = trained.get(key), getattr(args, key, None)
+        if None not in (theirs, ours) and theirs != ours:
+            print_once(f"warning: {flag} {name}: trained with {key} {theirs}, and here it is {ours}")
 
 
 def check_target(target_sparsity: float, name: str, config: dict) -> None:

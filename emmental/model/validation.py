@@ -15,6 +15,7 @@ from emmental.pruning.methods import METHODS
 from emmental.utils.errors import InputError
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+PACKED = "model.sparse.safetensors"  # of bertarize.py --format sparse
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
 TOKENIZER_FILES = (*TOKENIZERS, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
@@ -58,7 +59,9 @@ def check_config(name: str, flag: str, max_seq_length: int, model_type: str | No
     found = config.get("model_type")
     family = FAMILIES[check_family(f"{flag} {name}", found)]
     if model_type and found != full_type(model_type, family_of(found)):
-        raise InputError(f"{flag} {name}: model_type is {found!r}, not {full_type(model_type, family_of(found))}")
+        wanted = full_type(model_type, family_of(found))
+        folded = "; it is not masked, or folded already" if is_masked(wanted) else ""
+        raise InputError(f"{flag} {name}: model_type is {found!r}, not {wanted}{folded}")
     for key, default in family.sizes.items():
         if type(value := config.get(key, default)) is not int or value < 1:
             raise InputError(f"{flag} {name}: its config's {key} is {value!r}")
@@ -79,6 +82,8 @@ def check_model(name: str, flag: str, max_seq_length: int, model_type: str | Non
     config = check_config(name, flag, max_seq_length, model_type)
     if not os.path.isdir(name):
         return config
+    if os.path.isfile(os.path.join(name, PACKED)):
+        raise InputError(f"{flag} {name}: packed, which only emmental.load_sparse reads; fold without --format sparse")
     if not any(os.path.isfile(os.path.join(name, weights)) for weights in WEIGHTS):
         raise InputError(f"{flag} {name}: no model folder, it has no {WEIGHTS[0]}")
     if os.path.isfile(path := os.path.join(name, WEIGHTS[0])):

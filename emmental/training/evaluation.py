@@ -8,6 +8,7 @@ from emmental.pruning.counting import count, heat_map
 from emmental.training import resume
 from emmental.training.logs import Log
 from emmental.training.loop import StepResult
+from emmental.utils.errors import print_once
 from emmental.utils.files import write_json
 
 Evaluate = Callable[[MaskedModel, Path], dict[str, float]]  # a model and the folder for its files -> metrics by name
@@ -39,7 +40,9 @@ def evaluate_checkpoints(
 
     What an evaluation writes goes to a folder of the checkpoint's name in `files`.
     """
-    folders = reversed(list(resume.complete(output_dir)))
+    folders = list(reversed(list(resume.complete(output_dir))))
+    if not folders:
+        print_once(f"--eval_all_checkpoints: {output_dir} holds no checkpoints")
     return {str(resume.read_state(folder)["step"]): evaluate(load(folder), files / folder.name) for folder in folders}
 
 

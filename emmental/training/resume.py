@@ -6,6 +6,7 @@ on from its newest complete checkpoint, and what can be neither is refused. No t
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -194,14 +195,26 @@ def fault(folder: Path) -> str | None:
 
 
 def check_arguments(folder: Path, arguments: dict) -> None:
-    """Refuses to go on with other arguments than the checkpoint's, each difference by name."""
-    if wrong := _differences(read_state(folder)["arguments"], arguments):
+    """Refuses to go on with other arguments than the checkpoint's, each difference by name.
+
+    Weights of models are compared where both know them: a model may come from the Hub, and be a folder later.
+    """
+    saved = read_state(folder)["arguments"]
+    arguments = {name: value for name, value in arguments.items() if name in saved or not name.endswith("_weights")}
+    if wrong := _differences(saved, arguments):
         raise InputError(f"--resume_from_checkpoint {folder}: {wrong}")
 
 
 def _differences(saved: dict, arguments: dict) -> str:
-    names = [name for name in arguments if saved.get(name) != arguments[name]]
+    names = [name for name in arguments if not _same(saved.get(name), arguments[name])]
     return ", ".join(f"{name} was {saved.get(name)!r} and is {arguments[name]!r}" for name in names)
+
+
+def _same(saved: object, given: object) -> bool:
+    """Whether two values of a flag are the same, or paths to the same place."""
+    if saved == given or not (saved and given and isinstance(saved, str) and isinstance(given, str)):
+        return saved == given
+    return os.path.exists(given) and os.path.realpath(saved) == os.path.realpath(given)
 
 
 def _read(path: Path) -> dict | None:

@@ -7,6 +7,7 @@ This module imports no more than the standard library, so that every check can u
 import errno
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -32,7 +33,9 @@ def print_once(line: str, file: TextIO | None = None) -> None:
 def print_error(text: str) -> None:
     """Prints one line on stderr that names the script, and the process where torchrun started several."""
     where = f" [process {os.environ['RANK']}]" if "RANK" in os.environ else ""
-    print(f"{os.path.basename(sys.argv[0])}: error:{where} {' '.join(text.splitlines())}", file=sys.stderr)
+    folder, script = os.path.split(sys.argv[0])
+    script = f"emmental.{os.path.basename(folder)}" if script == "__main__.py" else script
+    print(f"{script}: error:{where} {' '.join(text.splitlines())}", file=sys.stderr)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -45,6 +48,9 @@ def run(main: Callable[[], None]) -> None:
         main()
     except KeyboardInterrupt:
         code = 130
+    except BrokenPipeError:  # what read the output, `head` for example, wants no more of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 128 + signal.SIGPIPE
     except SystemExit as end:
         code = end.code
         if isinstance(code, str):

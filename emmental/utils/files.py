@@ -34,6 +34,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         with write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
+            open_to_others(temporary)
             sync(temporary)
             os.replace(temporary, path)
     finally:
@@ -44,6 +45,12 @@ def write_json(content: dict, path: Path) -> None:
     """Writes a JSON file, completely or not at all."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def open_to_others(path: Path) -> None:
+    """Gives a file the mode of any new file: safetensors makes its own so that nobody else can read them."""
+    os.umask(mask := os.umask(0))
+    path.chmod(0o666 & ~mask)
 
 
 def sync(path: Path) -> None:

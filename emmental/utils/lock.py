@@ -27,13 +27,15 @@ def lock_folder(folder: Path, flag: str) -> None:
     if HELD.get(folder.resolve()) == os.getpid():
         return
     made = [path for path in (folder, *folder.parents) if not path.exists()]
+    tries = 0
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # the folder's other process has just ended and removed it
-            continue
         except OSError as error:
+            tries += 1
+            if isinstance(error, FileNotFoundError) and tries < 100:  # another process may just have removed it
+                continue
             raise InputError(f"{flag} {folder}: {error.strerror}") from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -36,6 +36,20 @@ def test_an_earlier_call_s_folder_is_replaced(world, tmp_path):
     assert kept == [0.5, 0.5]
 
 
+def test_folders_of_another_form_are_named(world, tmp_path):
+    masked, dense, packed = (tmp_path / name for name in ("masked", "dense", "packed"))
+    fold = ["bertarize.py", "--model_name_or_path", pruned(world, masked), "--target_model_path"]
+    succeed(*fold, dense)
+    succeed(*fold, packed, "--format", "sparse")
+    for folder in (dense, packed):
+        assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
+        answer = run_script("counts_parameters.py", "--serialization_dir", folder)
+        assert answer.code == 2 and "it is not masked, or folded already" in answer.err
+    evaluate = [*world.command("qqp", packed), "--do_eval", "--output_dir", tmp_path / "out"]
+    answer = run_script(*evaluate)
+    assert answer.code == 2 and "packed, which only emmental.load_sparse reads" in answer.err
+
+
 @pytest.mark.parametrize("form", ["dense", "sparse"])
 def test_a_full_disk_gives_one_line_and_leaves_nothing(world, tmp_path, form):
     command = ["bertarize.py", "--model_name_or_path", pruned(world, tmp_path / "masked"), "--format", form]

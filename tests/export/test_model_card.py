@@ -62,6 +62,11 @@ def test_trained_and_folded_models_carry_their_evidence(world, tmp_path, task, d
         assert type(loaded(folder)).__name__.startswith({masked: "Masked", dense: "Bert", packed: "Sparse"}[folder])
     assert all(linear.threshold == 0.1 for linear in masked_linears(loaded(masked)).values())
 
+    succeed(*fold, tmp_path / "other", "--threshold", 0.5)
+    about = card(tmp_path / "other")
+    assert about.data.eval_results is None and "Not evaluated" in about.text and "| f1 |" not in about.text
+    assert "50.00 % remain" in about.text and about.data.datasets == [data]
+
 
 ARGUMENTS = {
     "model_name_or_path": "bert-base-uncased",

@@ -1,6 +1,7 @@
 """Packed storage gives back the weights, bad files are refused by name, and the fast forward gives the same logits."""
 
 import json
+import pickle
 
 import pytest
 import torch
@@ -321,3 +322,18 @@ def test_a_folder_with_scores_or_without_a_model_is_refused(tmp_path):
         load_sparse(tmp_path)
     with pytest.raises(InputError, match="nowhere: no such folder"):
         load_sparse(tmp_path / "nowhere")
+
+
+def test_a_packed_model_refuses_what_it_cannot_do(tmp_path):
+    """Its encoder is in no state_dict, it is of one device and type; a pickle of it is its folder's path."""
+    plain = pruned()
+    save_sparse(plain.state_dict(), plain.config.to_dict(), tmp_path)
+    model, batch = load_sparse(tmp_path), batch_of([5, 3], 5)
+    again = pickle.loads(pickle.dumps(model))
+    assert torch.equal(again(**batch).logits, model(**batch).logits)
+    assert model.to("cpu").float().device.type == "cpu"
+    for call in (model.state_dict, model.half, lambda: model.to("meta")):
+        with pytest.raises(TypeError, match=r"packed model|float32"):
+            call()
+    with pytest.raises(ValueError, match="513 tokens in a row: the model has 512 positions"):
+        model(torch.ones(1, 513, dtype=torch.long))

@@ -81,6 +81,12 @@ def test_a_finished_run_is_left_alone(command, folder, flags, left):
     assert everything(folder) == before
 
 
+def test_a_finished_run_is_the_same_by_other_paths_to_its_models(world, command, folder, tmp_path):
+    (tmp_path / "link").symlink_to(world.model)
+    ran = succeed(*command, "--output_dir", folder, "--model_name_or_path", tmp_path / "link")
+    assert "nothing to do" in ran.out
+
+
 def test_a_finished_run_from_before_a_flag_is_left_alone(command, folder):
     """Its arguments do not name --evaluate_at: it was evaluated as the default says, and not otherwise."""
     arguments = json.loads((folder / "arguments.json").read_text())

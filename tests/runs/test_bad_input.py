@@ -562,6 +562,25 @@ def test_a_bad_flag_is_refused_within_seconds(world):
     assert time.perf_counter() - start < 4
 
 
+def test_a_model_of_another_task_is_named(world, tmp_path):
+    """Its labels may be the same; refused for the warm-up, as no step is needed to see it."""
+    teacher = tmp_path / "teacher"
+    shutil.copytree(world.teacher("qqp"), teacher)
+    (teacher / "arguments.json").write_text('{"task_name": "mrpc"}')
+    flags = [*TRAIN, *HARD, *world.cap("qqp"), "--teacher_name_or_path", teacher, "--warmup_steps", 1000]
+    answer = run_script(*world.command("qqp"), *flags, "--output_dir", tmp_path / "out")
+    warning = f"warning: --teacher_name_or_path {teacher}: trained with task_name mrpc, and here it is qqp\n"
+    assert (answer.code, answer.out) == (2, warning) and "the warm-up outlasts the run" in answer.err
+
+
+def test_who_reads_the_output_may_stop():
+    program = "from emmental.utils.errors import run\nrun(lambda: print('x' * 1_000_000))"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    writer = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, **pipes)
+    writer.stdout.close()
+    assert writer.wait() == 141 and writer.stderr.read() == b""
+
+
 LEGAL = {
     "CRLF": (HEADER + GOOD * 9).replace(b"\n", b"\r\n"),
     "BOM": b"\xef\xbb\xbf" + HEADER + GOOD * 9,

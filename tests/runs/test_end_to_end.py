@@ -260,6 +260,8 @@ def test_checkpoints_are_evaluated_as_they_were_saved(trained, world, tmp_path, 
     folder, _ = trained("qqp", kind)
     shutil.copytree(folder, tmp_path / "run")
     command = [*world.command("qqp", tmp_path / "run"), "--do_eval", "--output_dir", tmp_path / "run", *flags]
+    elsewhere = [*command, "--eval_all_checkpoints", "--output_dir", tmp_path / "elsewhere"]
+    assert f"{tmp_path / 'elsewhere'} holds no checkpoints" in succeed(*elsewhere).out
     succeed(*command, "--eval_all_checkpoints")
     found = result(tmp_path / "run" / "evaluation")
     (last,) = [values for step, values in found["checkpoints"].items() if step == max(found["checkpoints"], key=int)]

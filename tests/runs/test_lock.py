@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 from tiny import HARD, ROOT, TRAIN, result, run_script, start_script, succeed
 
+from emmental.utils.errors import InputError
+from emmental.utils.lock import lock_folder
+
 AUTO = ["--resume_from_checkpoint", "auto"]
 
 
@@ -158,3 +161,9 @@ def test_a_folder_that_cannot_be_locked_is_used_all_the_same(command, tmp_path):
     shutil.rmtree(tmp_path)
     ran = run_script(*command, "--output_dir", tmp_path, before=("no_locks",))
     assert ran.code == 0 and f"--output_dir {tmp_path}: cannot be locked (No locks available)" in ran.out
+
+
+def test_a_folder_that_cannot_be_made_is_refused():
+    """Also where the kernel says that a folder above it is missing, as it does once another process removed it."""
+    with pytest.raises(InputError, match="--output_dir /proc/none: No such file or directory"):
+        lock_folder(Path("/proc/none"), "--output_dir")

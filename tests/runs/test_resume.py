@@ -6,6 +6,7 @@ import shutil
 import signal
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tiny import HARD, SOFT, TRAIN, log, result, run_script, succeed
 
 # loss windows of five steps, so that checkpoints fall inside them
@@ -55,7 +56,7 @@ def commands(world):
 
 # in the second epoch: inside an encoding pass (its forward, its end, its file), and in the course of a save
 PLACES = [
-    *[("encode_epoch.<locals>.compute", 1), ("Bank.add", 1), ("atomic_write", 2), ("digest", 3)],
+    *[("encode_epoch.<locals>.compute", 1), ("Bank.add", 1), ("atomic_write", 2), ("digest", 5)],
     *[("save", 2), ("optimizer_tensors", 2), ("sync", 8), ("remove_old", 1)],
 ]
 
@@ -244,6 +245,14 @@ def test_other_models_and_folders_are_refused(world, finished, tmp_path):
     still = ["--output_dir", folder, "--resume_from_checkpoint", "auto", "--model_name_or_path", world.still_model]
     refused = run_script(*command, *still)
     assert refused.code == 2 and "model_config was" in refused.err
+    other = tmp_path / "other-teacher"
+    shutil.copytree(world.teacher("qqp"), other)
+    last = ["--output_dir", folder, "--resume_from_checkpoint", "auto", "--teacher_name_or_path", other]
+    shutil.rmtree(folder / "checkpoint-12")
+    weights = {name: value + 1 for name, value in load_file(other / "model.safetensors").items()}
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    refused = run_script(*command, *last)
+    assert refused.code == 2 and "teacher_weights was" in refused.err, refused.err
     (folder / "checkpoint-9" / "config.json").write_text("{}")
     torn = ["--output_dir", folder, "--resume_from_checkpoint", folder / "checkpoint-9"]
     refused = run_script(*command, *torn)

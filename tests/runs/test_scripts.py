@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -276,3 +277,23 @@ def test_demo_is_handed_over(run, script):
 def test_the_demo_gets_the_environment_as_it_was(run, tmp_path, script):
     (tmp_path / "bin" / "python").write_text('#!/bin/sh\necho "$WARMUP; $FINAL_TH; $LAUNCH"\n')
     assert run(script, DEMO="1", WARMUP="60", NPROC="2", LAUNCH="python", FINAL_TH="0.2") == ["60; 0.2; python"]
+
+
+@pytest.mark.parametrize("script", OWN)
+def test_a_copy_or_a_link_finds_the_program(run, tmp_path, script):
+    """A batch system runs a copy of the script, in the folder from which it was submitted."""
+    (tmp_path / "link.sh").symlink_to(ROOT / script)
+    _, program, *_ = run(tmp_path / "link.sh")
+    assert Path(program).is_file()
+    shutil.copy(ROOT / script, tmp_path / "copy.sh")
+    (line,) = run(tmp_path / "copy.sh", status=2)
+    assert line.endswith("copy.sh: error: start it in the repository's folder")
+    environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "TEACHER_PATH": str(tmp_path)}
+    copy = ["bash", tmp_path / "copy.sh"]
+    done = subprocess.run(copy, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[1].startswith("./masked_run_")
+
+
+@pytest.mark.parametrize("script", GLUE)
+def test_a_task_in_capitals_is_the_same(run, script):
+    assert run(script, TASK="QQP") == run(script)
