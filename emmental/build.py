@@ -15,12 +15,13 @@ from emmental.arguments import CommonArguments
 from emmental.contrast.bank import Bank, DeviceRoom
 from emmental.data.batches import Plan
 from emmental.data.examples import Examples
+from emmental.export.sparse_bert import EvaluatedSparse, load_sparse
 from emmental.model import loading
 from emmental.model.families import is_masked
 from emmental.model.heads import head_of
 from emmental.model.masked_model import MaskedModel
 from emmental.model.packing import set_packing
-from emmental.model.validation import WEIGHTS
+from emmental.model.validation import WEIGHTS, is_packed
 from emmental.pruning.methods import METHODS
 from emmental.pruning.schedule import MaskSchedule
 from emmental.pruning.target_sparsity import LambdaController, score_at
@@ -30,7 +31,7 @@ from emmental.training.logs import Losses
 from emmental.training.loop import Progress
 from emmental.training.objective import Objective
 from emmental.training.optimizer import MAX_SKIPPED, Optimizer
-from emmental.utils.errors import print_once
+from emmental.utils.errors import InputError, print_once
 from emmental.utils.files import digest
 from emmental.utils.precision import Precision
 
@@ -53,6 +54,10 @@ class Task:
 
 def load_student(args: CommonArguments, task: Task, precision: Precision) -> MaskedModel:
     """The model that the flags describe: masked or dense to be trained, or one to be evaluated as it was saved."""
+    if is_packed(args.model_name_or_path):
+        if precision.device.type != "cpu":
+            raise InputError(f"--model_name_or_path {args.model_name_or_path}: packed, which runs on a CPU: --no_cuda")
+        return EvaluatedSparse(load_sparse(args.model_name_or_path))
     torch.manual_seed(args.seed)
     settings: dict = {"alignrep": args.alignrep, "config_name": args.config_name, "trained": not args.do_train}
     if task.labels:

@@ -18,7 +18,14 @@ from emmental.export.sparse_layer import KERNELS, TILE, Kernel, Layer, faster, j
 from emmental.export.sparse_modernbert import RotaryLayer, turns
 from emmental.model.families import FAMILIES, Family, family_of, is_masked
 from emmental.model.heads import ANSWERS, CLASSIFIES
-from emmental.model.masked_classes import PADDING_LOGIT, MaskedClassifier, masked_class, plain_class
+from emmental.model.masked_classes import (
+    PADDING_LOGIT,
+    ClassificationOutput,
+    MaskedClassifier,
+    SpanOutput,
+    masked_class,
+    plain_class,
+)
 from emmental.model.validation import usable_positions
 from emmental.utils.errors import InputError
 
@@ -156,6 +163,22 @@ class SparseModel(nn.Module):
             for layer in self.layers:
                 layer(group, lengths, places, turned)
         return self.plain.base_model.final_norm(side_by_side(tiles, counts).T)
+
+
+class EvaluatedSparse(nn.Module):
+    """A SparseModel as evaluation calls a masked model: without masks, and with its logits as classifications."""
+
+    def __init__(self, model: SparseModel):
+        super().__init__()
+        self.model, self.config = model, model.config
+        self.config.pruning_method = None
+
+    def forward(self, *, with_representation: bool, **inputs: Tensor) -> ClassificationOutput | SpanOutput:
+        with torch.autocast("cpu", enabled=False):
+            output = self.model(**inputs)
+        if "logits" in output:
+            return ClassificationOutput(logits=output.logits)
+        return SpanOutput(start_logits=output.start_logits, end_logits=output.end_logits)
 
 
 def side_by_side(tiles: list[list[Tensor]], counts: list[int]) -> Tensor:

@@ -107,7 +107,7 @@ def check_student(
     `trains` is the model_type that is trained, "" where a model is only evaluated; `labels` as in check_head.
     """
     flag = "--model_name_or_path"
-    config = check_model(name, flag, max_seq_length)
+    config = check_model(name, flag, max_seq_length, packed_too=not trains)
     family = FAMILIES[family_of(config["model_type"])]
     if not trains:
         check_masks_defined(name, flag, config)

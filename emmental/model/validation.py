@@ -77,13 +77,20 @@ def usable_positions(family: Family, config: dict) -> int:
     return family.size(config, "max_position_embeddings") - lost
 
 
-def check_model(name: str, flag: str, max_seq_length: int, model_type: str | None = None) -> dict:
+def is_packed(name: str) -> bool:
+    """Whether a folder holds a packed model, which emmental.load_sparse reads, and an evaluation alone."""
+    return os.path.isfile(os.path.join(name, PACKED))
+
+
+def check_model(
+    name: str, flag: str, max_seq_length: int, model_type: str | None = None, packed_too: bool = False
+) -> dict:
     """The config of a model that can be loaded, as check_config; InputError for any other."""
     config = check_config(name, flag, max_seq_length, model_type)
-    if not os.path.isdir(name):
+    if not os.path.isdir(name) or (packed_too and is_packed(name)):
         return config
-    if os.path.isfile(os.path.join(name, PACKED)):
-        raise InputError(f"{flag} {name}: packed, which only emmental.load_sparse reads; fold without --format sparse")
+    if is_packed(name):
+        raise InputError(f"{flag} {name}: packed, to be evaluated only; bertarize.py without --format sparse folds it")
     if not any(os.path.isfile(os.path.join(name, weights)) for weights in WEIGHTS):
         raise InputError(f"{flag} {name}: no model folder, it has no {WEIGHTS[0]}")
     if os.path.isfile(path := os.path.join(name, WEIGHTS[0])):

@@ -45,9 +45,9 @@ def test_folders_of_another_form_are_named(world, tmp_path):
         assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
         answer = run_script("counts_parameters.py", "--serialization_dir", folder)
         assert answer.code == 2 and "it is not masked, or folded already" in answer.err
-    evaluate = [*world.command("qqp", packed), "--do_eval", "--output_dir", tmp_path / "out"]
-    answer = run_script(*evaluate)
-    assert answer.code == 2 and "packed, which only emmental.load_sparse reads" in answer.err
+    train = [*world.command("qqp", packed), "--do_train", "--output_dir", tmp_path / "out"]
+    answer = run_script(*train)
+    assert answer.code == 2 and f"{packed}: packed, to be evaluated only" in answer.err
 
 
 @pytest.mark.parametrize("form", ["dense", "sparse"])

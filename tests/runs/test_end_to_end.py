@@ -109,7 +109,7 @@ def test_counts_equal_the_runs_results(trained, tmp_path, task, kind):
 
 
 @pytest.mark.parametrize("task, kind", [("mnli", "hard"), ("sts-b", "soft"), ("squad1", "hard"), ("squad2", "soft")])
-def test_the_folded_model_is_a_plain_bert(trained, tmp_path, task, kind):
+def test_the_folded_model_is_a_plain_bert(trained, world, tmp_path, task, kind):
     folder, _ = trained(task, kind)
     spans = task.startswith("squad")
     masked = MaskedBertForQuestionAnswering if spans else MaskedBertForSequenceClassification
@@ -138,6 +138,11 @@ def test_the_folded_model_is_a_plain_bert(trained, tmp_path, task, kind):
             assert not any(loading_info.values()), loading_info
             torch.testing.assert_close(logits(model.eval()), expected, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(logits(load_sparse(target)), expected, rtol=1e-5, atol=1e-5)
+    if task in ("mnli", "squad1"):  # a packed model is evaluated as it is
+        succeed(*world.command(task, tmp_path / "sparse"), "--do_eval", "--output_dir", tmp_path / "evaluated")
+        metrics = result(tmp_path / "evaluated")
+        assert metrics == pytest.approx({name: result(folder)[name] for name in metrics}, rel=1e-3)
+        assert metrics.keys() == METRICS[task]
 
 
 class Malice:
