@@ -6,7 +6,7 @@
 # DEMO=1 runs this very recipe in miniature on data that it makes: no network, no GPU, three minutes.
 [ -n "${BASH_VERSION:-}" ] || { echo "$0: error: start it with bash" >&2; exit 2; }
 set -eu
-here=$(dirname "$(readlink -f "$0")")
+here=$(dirname "$(readlink -f "$0" 2> /dev/null || echo "$0")")
 [ -e "$here/masked_run_glue.py" ] || here=.   # a batch system runs a copy; submit it from the repository's folder
 [ -e "$here/masked_run_glue.py" ] || { echo "$0: error: start it in the repository's folder" >&2; exit 2; }
 
@@ -66,7 +66,7 @@ if [ "$NPROC" -gt 1 ]; then
     [ $((BATCH % NPROC)) -eq 0 ] || refuse "BATCH $BATCH: a multiple of NPROC, $NPROC"
     BATCH=$((BATCH / NPROC)) LAUNCH="torchrun --standalone --nproc_per_node $NPROC"
 fi
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-1800}  # seconds to save in when stopped; before torch 2.13 30
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-1800}  # seconds to save in when stopped
 
 if [ -n "${WARMUP:-}" ]; then warmup="--warmup_steps $WARMUP"; else warmup="--warmup_epochs 1"; fi
 # what depends on the switches goes before the user's own flags, which win

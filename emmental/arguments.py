@@ -356,7 +356,7 @@ class CommonArguments(DistillationArguments, ContrastiveArguments, PruningArgume
         refuse(
             0 < plan.total_steps <= warmup_steps,
             f"the warm-up outlasts the run: {warmup_steps} warm-up steps, and the run has {plan.total_steps} steps; "
-            "--warmup_epochs 1, of the scripts an empty WARMUP, is one epoch",
+            "give --warmup_epochs 1 (in the scripts: an empty WARMUP) for one epoch",
         )
         refuse(
             self.banks == ("snapshots",) and plan.total_steps <= plan.steps_per_epoch,

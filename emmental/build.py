@@ -21,7 +21,7 @@ from emmental.model.families import is_masked
 from emmental.model.heads import head_of
 from emmental.model.masked_model import MaskedModel
 from emmental.model.packing import set_packing
-from emmental.model.validation import WEIGHTS, is_packed
+from emmental.model.validation import is_packed
 from emmental.pruning.methods import METHODS
 from emmental.pruning.schedule import MaskSchedule
 from emmental.pruning.target_sparsity import LambdaController, score_at
@@ -52,8 +52,11 @@ class Task:
     first_step: int = 0
 
 
-def load_student(args: CommonArguments, task: Task, precision: Precision) -> MaskedModel:
-    """The model that the flags describe: masked or dense to be trained, or one to be evaluated as it was saved."""
+def load_student(args: CommonArguments, task: Task, precision: Precision) -> MaskedModel | EvaluatedSparse:
+    """The model that the flags describe: masked or dense to be trained, or one to be evaluated as it was saved.
+
+    InputError where that cannot be loaded, or is packed and not to run on a CPU.
+    """
     if is_packed(args.model_name_or_path):
         if precision.device.type != "cpu":
             raise InputError(f"--model_name_or_path {args.model_name_or_path}: packed, which runs on a CPU: --no_cuda")
@@ -179,14 +182,19 @@ def build_objective(args: CommonArguments, task: Task) -> Objective:
 
 
 def resume_fingerprint(args: CommonArguments, plan: Plan, examples: Examples) -> dict:
-    """What a resumed run must have in common with the one it goes on from; of batch and processes, the product."""
+    """What a resumed run must have in common with the one it goes on from; of batch and processes, the product.
+
+    Also the weights of model and teacher, though only the first run reads them: they are what its record names. Not of
+    models of the Hub, nor of the one in output_dir, which this run's own will replace.
+    """
     fixed = {item.name: getattr(args, item.name) for item in fields(args) if item.metadata["affects_training"]}
     config = saved_config(args.config_name or args.model_name_or_path)
     data = [examples.input_ids.tobytes(), *(labels.numpy().tobytes() for labels in examples.labels)]
     digests = {"model_config": zlib.crc32(repr(sorted(config.items())).encode()), "data": zlib.crc32(b"".join(data))}
     models = {"model_weights": args.model_name_or_path}
     models |= {"teacher_weights": args.teacher_name_or_path} if args.needs_teacher else {}
-    for key, name in models.items():  # of folders, which may have been moved; the Hub's are known by their config
-        files = [path for file in WEIGHTS if (path := Path(name) / file).is_file()]
-        digests |= {key: digest(files[0])} if files else {}
+    for key, folder in models.items():
+        files = sorted(Path(folder).glob("*.safetensors")) or sorted(Path(folder).glob("pytorch_model*.bin"))
+        if files and Path(folder).resolve() != Path(args.output_dir).resolve():
+            digests[key] = [digest(file) for file in files]
     return {**fixed, "global_batch_size": plan.batch_size, "examples": len(examples), **digests}

@@ -88,7 +88,8 @@ def prepare(args: CommonArguments) -> Precision:
     print_once(distributed.describe(device))
     if args.fp16 and device.type == "cpu":
         raise InputError("--fp16 needs a GPU, and there is none; on a CPU use --bf16 or neither")
-    # on some GPUs torch prefers cuDNN's attention in half precision, which is built anew for every shape of a batch
+    # in half precision torch 2.11 prefers cuDNN's attention on some GPUs, by its sources made anew for every shape of a
+    # batch (not measured)
     torch.backends.cuda.enable_cudnn_sdp(False)
     torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
     return Precision(device, torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else None)
@@ -270,4 +271,4 @@ def say_how_masked(args: CommonArguments, model: MaskedModel) -> None:
     config, flags = model.config, "--pruning_method and --final_threshold are for training"
     if config.pruning_method is not None:
         masks = f"its own masks, {config.pruning_method} at threshold {config.threshold:g}"
-        print_once(f"{args.model_name_or_path}: evaluated with {masks}; {flags}")
+        print_once(f"{args.config_name or args.model_name_or_path}: evaluated with {masks}; {flags}")

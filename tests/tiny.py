@@ -24,9 +24,8 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-GPUS = {
-    name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES",) if name in os.environ
-}  # before conftest hides them
+# before conftest hides them
+GPUS = {name: value for name, value in os.environ.items() if name == "CUDA_VISIBLE_DEVICES"}
 LIGHT = (
     "emmental.arguments",
     "emmental.model.suitability",

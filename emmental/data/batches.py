@@ -57,6 +57,5 @@ class Plan:
             raise InputError(
                 f"the warm-ups outlast the run: (--initial_warmup {initial_warmup} + --final_warmup {final_warmup}) * "
                 f"{warmup_steps} warm-up steps = {needed}, and the run has {self.total_steps} optimizer steps "
-                f"of {self.batch_size * self.accumulation} examples; --warmup_epochs, of the scripts an empty WARMUP, "
-                "counts in epochs"
+                f"of {self.batch_size * self.accumulation} examples"
             )

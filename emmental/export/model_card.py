@@ -61,8 +61,8 @@ def write_card(folder: Path, argv: list[str], arguments: dict, results: dict, ro
 def write_folded_card(source: Path, folder: Path, name: str, argv: list[str], others: Count | None) -> None:
     """Leaves the card of a folded model in its `folder`, to be called `name`: its source's, loaded in another way.
 
-    Where it has other masks than its source, `others` says what they leave, and of the source's card only base and
-    data are kept: its metrics are of another model.
+    Where it has other masks than its source, `others` says what they leave, and method and metrics are left out: they
+    are of another model.
     """
     config = json.loads((folder / "config.json").read_text())
     squad = "QuestionAnswering" in str(config["architectures"])
@@ -74,6 +74,7 @@ def write_folded_card(source: Path, folder: Path, name: str, argv: list[str], ot
     if others:
         for measured in ("model-index", "model_name", "metrics"):
             data.pop(measured, None)
+        data["tags"] = ["pruning"]
         left = remaining(others.remaining, others.remaining_released)
         body = f"# {source.resolve().name}, folded with other masks\n\n{left}\n\n## Results\n\nNot evaluated."
     data["library_name"] = "transformers" if form == "dense" else "emmental"

@@ -49,7 +49,7 @@ class SparseModel(nn.Module):
     """A folded model for evaluation on a CPU in float32, made from the plain model's whole `state_dict`.
 
     `chosen` names each matrix's kernel, sparse or dense: measured once for each shape and percent of density. Its
-    weights are in `folder`, from which a copy by pickle is loaded.
+    weights are in `folder`, from which a copy by pickle is loaded. TypeError for state_dict, another device or type.
     """
 
     device = torch.device("cpu")
@@ -112,7 +112,8 @@ class SparseModel(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None):
         """Padded inputs, each (batch, length) -> transformers output with logits | start_logits, end_logits.
 
-        Only real tokens are computed; padding gets the span logit -1e4. ValueError where a row begins with padding.
+        Only real tokens are computed; padding gets the span logit -1e4. ValueError where a row begins with padding, or
+        is longer than the model's positions.
         """
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         positions = self.plain.position_ids(input_ids, input_ids.device)

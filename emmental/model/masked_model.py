@@ -19,7 +19,7 @@ from transformers.activations import ACT2FN
 from emmental.model.dropout import swap_dropout
 from emmental.model.families import Family
 from emmental.model.packing import ATTENTION, FIRST_TOKENS, Packing
-from emmental.pruning.masked_linear import MaskedLinear, mask_linears, masked_linears
+from emmental.pruning.masked_linear import SCORE_INITS, MaskedLinear, mask_linears, masked_linears
 from emmental.pruning.products import masked_products
 from emmental.utils.errors import InputError
 from emmental.utils.transfers import to_device
@@ -81,6 +81,8 @@ class MaskedModel(ABC):
     def __init__(self, config: MaskedConfig):
         if config.alignrep not in ("cls", "mean-pooling"):
             raise InputError(f"alignrep {config.alignrep!r}: cls or mean-pooling")
+        if config.mask_init not in SCORE_INITS:
+            raise InputError(f"mask_init {config.mask_init!r}: one of {', '.join(SCORE_INITS)}")
         super().__init__(config)
         config._attn_implementation = ATTENTION
         self.base_model.__class__ = with_score_init(type(self.base_model))

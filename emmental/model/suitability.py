@@ -47,8 +47,9 @@ def say_other_task(flag: str, name: str, args) -> None:
     """Warns of a model that was trained here on another task, which its labels alone do not show."""
     try:
         trained = json.loads(Path(name, "arguments.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return
+    trained = trained if isinstance(trained, dict) else {}
     for key in ("task_name", "version_2_with_negative"):
         theirs, ours = trained.get(key), getattr(args, key, None)
         if None not in (theirs, ours) and theirs != ours:

@@ -90,7 +90,7 @@ def check_model(
     if not os.path.isdir(name) or (packed_too and is_packed(name)):
         return config
     if is_packed(name):
-        raise InputError(f"{flag} {name}: packed, to be evaluated only; bertarize.py without --format sparse folds it")
+        raise InputError(f"{flag} {name}: packed, for evaluation alone; take the masked model that it was folded from")
     if not any(os.path.isfile(os.path.join(name, weights)) for weights in WEIGHTS):
         raise InputError(f"{flag} {name}: no model folder, it has no {WEIGHTS[0]}")
     if os.path.isfile(path := os.path.join(name, WEIGHTS[0])):

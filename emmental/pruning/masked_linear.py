@@ -26,8 +26,8 @@ SCORE_INITS = {
 class MaskedLinear(nn.Linear):
     """`y = x (W * mask)^T + b` (arXiv 2005.07683, section 3), with one score per weight where the method learns them.
 
-    `mask_init`: constant (every score is `mask_scale`), uniform (in +-`mask_scale`) or kaiming; another, or another
-    `pruning_method` than in METHODS, is a KeyError. Before a threshold is set the layer is dense. Scores are float32
+    `mask_init`: constant (every score is `mask_scale`), uniform (in +-`mask_scale`) or kaiming. KeyError for another,
+    or for a `pruning_method` that METHODS lacks. Before a threshold is set the layer is dense. Scores are float32
     whatever the weights are: masks of rounded scores would be others.
     """
 

@@ -20,8 +20,8 @@ def masked_products(encoder: nn.Module) -> Iterator[None]:
     """While entered on a device, the linears of `encoder` with a binary mask use masked weights made at once.
 
     A CPU makes each where it is used, when it is still in the cache. Several processes make those of a layer when its
-    first one is used: what is made last autograd takes first, so that a layer's gradients travel while those of the
-    layers below are computed.
+    first one is used. Autograd goes backwards from what was made last, so a layer's gradients then travel while those
+    of the layers below are computed.
     """
     linears = [x for x in masked_linears(encoder).values() if x.threshold is not None and not x.method.smooth]
     if not linears or linears[0].weight.device.type == "cpu":

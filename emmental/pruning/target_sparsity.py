@@ -62,11 +62,11 @@ class LambdaController:
 
     Soft movement pruning "cannot precisely determine the final sparsity ratio beforehand" (arXiv 2112.07198); lambda is
     tuned by hand. Here the share of scores below the final threshold is to follow the cubic schedule from 0 to
-    `target`, and lambda is multiplied by e^u, u = PROPORTIONAL * error + its integral. The error is a sum of two, of
-    one sign: how far the score at the scheduled rank is from the cut, extrapolated by LOOKAHEAD and clamped, which
-    counts while nothing is pruned yet, and log(share above the cut / scheduled share), which counts once much is. Time
-    is measured in travel, the sum of the scores' learning rates, which is about the distance that Adam can move a
-    score; so the gains hold for runs of any length.
+    `target`, and lambda is multiplied by e^u, u = PROPORTIONAL * error + its integral. The error is a sum of two: how
+    far the score at the scheduled rank is from the cut, extrapolated by LOOKAHEAD and clamped, which counts while
+    nothing is pruned yet, and log(share above the cut / scheduled share), which counts once much is. Time is measured
+    in travel, the sum of the scores' learning rates, which is about the distance that Adam can move a score; so the
+    gains hold for runs of any length.
     """
 
     target: float

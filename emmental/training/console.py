@@ -56,7 +56,8 @@ class Stop:
         if not self.received:
             self.received, self.since = number, time.monotonic()
             name = signal.Signals(number).name
-            print_once(f"\n{name}: finishing the step, then saving; a second one stops at once")
+            later = f", {ECHO} seconds later," if "LOCAL_RANK" in os.environ else ""
+            print_once(f"\n{name}: finishing the step, then saving; a second one{later} stops at once")
         elif "LOCAL_RANK" not in os.environ or time.monotonic() - self.since > ECHO:
             signal.signal(number, self.before[number])
             signal.raise_signal(number)

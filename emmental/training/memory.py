@@ -19,7 +19,7 @@ from emmental.utils import distributed
 
 GIB = 1 << 30
 # What is not estimated one by one: the rows drawn from banks, libraries' workspaces, gaps between allocations; and
-# NCCL's buffers, which are outside torch's memory.
+# NCCL's buffers, which are outside torch's memory (a guess).
 MARGIN, NCCL = GIB, GIB // 2
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emmental.model.families import is_masked
-from emmental.model.validation import WEIGHTS
+from emmental.model.validation import PACKED, WEIGHTS
 from emmental.utils.errors import InputError, print_once
 from emmental.utils.files import digest
 from emmental.utils.lock import FILE as LOCK
@@ -46,7 +46,7 @@ def contents(folder: Path) -> set[str]:
 
 def evaluation_folder(output_dir: Path) -> Path:
     """Where an evaluation alone leaves its files: beside a model or a training run, of which it replaces nothing."""
-    trained = contents(output_dir) & {ARGUMENTS, *WEIGHTS} or _checkpoints(output_dir)
+    trained = contents(output_dir) & {ARGUMENTS, PACKED, *WEIGHTS} or _checkpoints(output_dir)
     return output_dir / EVALUATION if trained else output_dir
 
 

@@ -6,6 +6,7 @@ many processes there are.
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -28,7 +29,9 @@ def start(no_cuda: bool) -> torch.device:
     cuda = torch.cuda.is_available() and not no_cuda
     if not (cuda or no_cuda) and torch.backends.cuda.is_built() and (sign := sign_of_gpus()):
         built = f"torch {torch.__version__} is built for CUDA {torch.version.cuda}, nvidia-smi says what the driver has"
-        raise InputError(f"no GPU can be used, though {sign}; {built}; --no_cuda stays on the CPU")
+        raise InputError(
+            f"no GPU can be used, though {sign}; {built}; --no_cuda, or GPU=-1 for a script, takes the CPU"
+        )
     if "LOCAL_RANK" in os.environ:
         local = int(os.environ["LOCAL_RANK"])
         if cuda and local >= torch.cuda.device_count():
@@ -48,7 +51,7 @@ def sign_of_gpus() -> str:
     """What says that this machine has GPUs that are meant to be used, "" where nothing does."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible:
-        return "" if visible == "-1" else f"CUDA_VISIBLE_DEVICES={visible}"
+        return f"CUDA_VISIBLE_DEVICES={visible}" if re.match(r"\d|GPU-|MIG-", visible) else ""
     return "/dev/nvidiactl is there" if visible is None and os.path.exists("/dev/nvidiactl") else ""
 
 

@@ -46,6 +46,7 @@ def run(main: Callable[[], None]) -> None:
     code = 0
     try:
         main()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:  # what read the output, `head` for example, wants no more of it

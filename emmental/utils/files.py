@@ -4,7 +4,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -48,9 +48,10 @@ def write_json(content: dict, path: Path) -> None:
 
 
 def open_to_others(path: Path) -> None:
-    """Gives a file the mode of any new file: safetensors makes its own so that nobody else can read them."""
+    """Lets others read a file as any new one: safetensors makes its own for their owner alone."""
     os.umask(mask := os.umask(0))
-    path.chmod(0o666 & ~mask)
+    with suppress(OSError):  # another's file, or a file system without modes
+        path.chmod(path.stat().st_mode | 0o666 & ~mask)
 
 
 def sync(path: Path) -> None:

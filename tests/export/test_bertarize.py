@@ -42,12 +42,13 @@ def test_folders_of_another_form_are_named(world, tmp_path):
     succeed(*fold, dense)
     succeed(*fold, packed, "--format", "sparse")
     for folder in (dense, packed):
-        assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
+        modes = {path.stat().st_mode & 0o777 for path in folder.iterdir()}
+        assert modes == {(folder / "config.json").stat().st_mode & 0o777}
         answer = run_script("counts_parameters.py", "--serialization_dir", folder)
         assert answer.code == 2 and "it is not masked, or folded already" in answer.err
     train = [*world.command("qqp", packed), "--do_train", "--output_dir", tmp_path / "out"]
     answer = run_script(*train)
-    assert answer.code == 2 and f"{packed}: packed, to be evaluated only" in answer.err
+    assert answer.code == 2 and f"{packed}: packed, for evaluation alone" in answer.err
 
 
 @pytest.mark.parametrize("form", ["dense", "sparse"])

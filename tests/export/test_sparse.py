@@ -330,7 +330,7 @@ def test_a_packed_model_refuses_what_it_cannot_do(tmp_path):
     save_sparse(plain.state_dict(), plain.config.to_dict(), tmp_path)
     model, batch = load_sparse(tmp_path), batch_of([5, 3], 5)
     again = pickle.loads(pickle.dumps(model))
-    assert torch.equal(again(**batch).logits, model(**batch).logits)
+    torch.testing.assert_close(again(**batch).logits, model(**batch).logits)  # kernels are measured anew
     assert model.to("cpu").float().device.type == "cpu"
     for call in (model.state_dict, model.half, lambda: model.to("meta")):
         with pytest.raises(TypeError, match=r"packed model|float32"):

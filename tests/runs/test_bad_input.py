@@ -1,6 +1,7 @@
 """Bad input: one line that says what and where, exit status 2, nothing written, and no torch needed to say it."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -573,10 +574,12 @@ def test_a_model_of_another_task_is_named(world, tmp_path):
     assert (answer.code, answer.out) == (2, warning) and "the warm-up outlasts the run" in answer.err
 
 
-def test_who_reads_the_output_may_stop():
-    program = "from emmental.utils.errors import run\nrun(lambda: print('x' * 1_000_000))"
+@pytest.mark.parametrize("size", [1, 1_000_000])  # less and more than a buffer
+def test_who_reads_the_output_may_stop(size):
+    program = f"from emmental.utils.errors import run\nrun(lambda: print('x' * {size}))"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    writer = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, **pipes)
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    writer = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=environ, **pipes)
     writer.stdout.close()
     assert writer.wait() == 141 and writer.stderr.read() == b""
 

@@ -303,6 +303,7 @@ def test_torchrun_gives_the_same_and_names_the_failing_process(world, alone, tmp
         (None, False, ""),
         ("", True, ""),
         ("-1", True, ""),
+        ("NoDevFiles", False, ""),  # Slurm's, of a job without GPUs
     ],
 )
 def test_a_gpu_that_cannot_be_used_is_no_reason_to_take_the_cpu(monkeypatch, visible, driver, sign):
@@ -314,7 +315,7 @@ def test_a_gpu_that_cannot_be_used_is_no_reason_to_take_the_cpu(monkeypatch, vis
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     if sign:
-        with pytest.raises(InputError, match=f"no GPU can be used, though {sign}; .* --no_cuda stays on the CPU"):
+        with pytest.raises(InputError, match=f"no GPU can be used, though {sign}; .* --no_cuda, or GPU=-1"):
             distributed.start(no_cuda=False)
     else:
         assert distributed.start(no_cuda=False).type == "cpu"

@@ -249,10 +249,17 @@ def test_other_models_and_folders_are_refused(world, finished, tmp_path):
     shutil.copytree(world.teacher("qqp"), other)
     last = ["--output_dir", folder, "--resume_from_checkpoint", "auto", "--teacher_name_or_path", other]
     shutil.rmtree(folder / "checkpoint-12")
+    state = folder / "checkpoint-9" / "state.json"
+    content = json.loads(state.read_text())
+    assert content["arguments"].keys() >= {"model_weights", "teacher_weights"}
     weights = {name: value + 1 for name, value in load_file(other / "model.safetensors").items()}
     save_file(weights, other / "model.safetensors", {"format": "pt"})
     refused = run_script(*command, *last)
     assert refused.code == 2 and "teacher_weights was" in refused.err, refused.err
+    from_the_hub = {name: value for name, value in content["arguments"].items() if not name.endswith("_weights")}
+    state.write_text(json.dumps(content | {"arguments": from_the_hub}))
+    succeed(*command, *last, "--save_steps", 0)
+    state.write_text(json.dumps(content))
     (folder / "checkpoint-9" / "config.json").write_text("{}")
     torn = ["--output_dir", folder, "--resume_from_checkpoint", folder / "checkpoint-9"]
     refused = run_script(*command, *torn)
