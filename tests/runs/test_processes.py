@@ -178,6 +178,7 @@ def test_an_error_does_not_hang_at_the_end(world, tmp_path):
     assert answers[0].code == 1 and time.monotonic() - begun < 30
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_at_its_goodbye_ends_the_others(world, tmp_path):
     """In one line, though the run is finished."""
     answers = run(still(world, "qqp", HARD), 2, tmp_path, {1: ("hit", signal.SIGKILL, "Watch.say_goodbye", 1)})

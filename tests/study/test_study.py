@@ -222,6 +222,7 @@ def training_in(run: str) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_every_cell_ends_once(official, world, tmp_path):
     """Runner and command are killed in the middle of a cell; then two runners at once do the rest."""
     output = tmp_path / "a study"
