@@ -31,10 +31,9 @@ from emmental.export.fold import fold
 from emmental.export.model_card import write_card
 from emmental.model.masked_model import MaskedModel
 from emmental.pruning.counting import count
-from emmental.pruning.masked_linear import set_threshold
-from emmental.training import checkpoint
+from emmental.training import checkpoint, evaluation
 from emmental.training.console import Stop, bars
-from emmental.training.evaluation import Evaluate, evaluate_checkpoints, log_evaluation, scalars, write_results
+from emmental.training.evaluation import Evaluate
 from emmental.training.logs import Log
 from emmental.training.loop import StepResult, train
 from emmental.training.memory import plan_memory
@@ -63,20 +62,21 @@ def run(args: CommonArguments, task: Task, tokenizer, precision: Precision) -> N
         model, results = train_and_save(args, task, tokenizer, precision)
     else:
         model = load_student(args, task, precision)
-        say_how_masked(args, model)
+        evaluation.say_how_masked(args.config_name or args.model_name_or_path, model)
         results = task.evaluate(model, folder)
     if model.config.pruning_method is not None:
         counted = count(model)
-        check_calibration(args, counted.remaining)
+        if args.do_train and args.target_sparsity:
+            evaluation.check_calibration(args.target_sparsity, counted.remaining)
         results |= {"remaining_weights": counted.remaining, "remaining_weights_released": counted.remaining_released}
     if args.eval_all_checkpoints and args.do_eval:
-        results["checkpoints"] = evaluate_checkpoints(
+        results["checkpoints"] = evaluation.evaluate_checkpoints(
             output_dir, folder, lambda name: load_saved(args, task, str(name), precision), task.evaluate
         )
     if distributed.rank() == 0:
         if args.do_train:
             write_card(output_dir, sys.argv, asdict(args) | {"banks": args.banks}, results, task.rows)
-        write_results({**results, "seconds": time.time() - started}, folder)
+        evaluation.write_results({**results, "seconds": time.time() - started}, folder)
 
 
 def prepare(args: CommonArguments) -> Precision:
@@ -134,7 +134,8 @@ def train_and_save(
         precision,
     )
     log_and_save_steps(args, steps, state, plan, tokenizer, task.evaluate, log)
-    results = target_report(args, model)
+    target, scores_lr = args.target_sparsity, args.mask_scores_learning_rate
+    results = evaluation.target_report(model, target, args.final_threshold, scores_lr)
     if state.masks:
         state.masks.set_final_masks(model)
     if main:
@@ -144,7 +145,7 @@ def train_and_save(
             shutil.rmtree(output_dir / "banks", ignore_errors=True)  # nothing is left that could go on from them
     if args.do_eval:
         results = task.evaluate(model, output_dir) | results
-        log_evaluation(log, state.progress.step, model, results)
+        evaluation.log_evaluation(log, state.progress.step, model, results)
     log.close()
     return model, results
 
@@ -216,14 +217,14 @@ def log_and_evaluate(
     args: CommonArguments, state: checkpoint.TrainingState, done: StepResult, evaluate: Evaluate, log: Log, ended: bool
 ) -> dict[str, float]:
     """Logs the step, and evaluates if asked to; returns what it logged."""
-    line = scalars(state.model, done, state.losses.means(done.step))
+    line = evaluation.scalars(state.model, done, state.losses.means(done.step))
     log.scalars(done.step, line)
     if args.evaluate_during_training and not ended:
         if state.masks and args.evaluate_at == "running":
             state.masks.set_masks_at(state.model, done.threshold)
         elif state.masks:
             state.masks.set_final_masks(state.model)
-        log_evaluation(log, done.step, state.model, evaluate(state.model, Path(args.output_dir)))
+        evaluation.log_evaluation(log, done.step, state.model, evaluate(state.model, Path(args.output_dir)))
     return line
 
 
@@ -242,33 +243,3 @@ def fill_teacher_bank(
     if resumed:
         return restore_from_teacher(bank, read_state(resumed)["banks"]["finetuned"])
     return fill_from_teacher(bank, teacher, examples, precision, contrasted="finetuned" in args.banks)
-
-
-def target_report(args: CommonArguments, model: MaskedModel) -> dict[str, float]:
-    """What remains at the final threshold, before calibration, if a target was given; and whether that is near it."""
-    if not (args.target_sparsity and args.masked):
-        return {}
-    set_threshold(model, args.final_threshold)
-    before, asked = count(model).remaining, 100 * (1 - args.target_sparsity)
-    if abs(before - asked) > 2 and distributed.rank() == 0:
-        rate = f"--mask_scores_learning_rate {args.mask_scores_learning_rate:g}"
-        missed = f"{before:.2f} % remaining weights, not {asked:.2f} %"
-        print(f"warning: steering ended at {missed}: the run was too short for {rate}")
-    return {"target_sparsity": args.target_sparsity, "remaining_weights_before_calibration": before}
-
-
-def check_calibration(args: CommonArguments, remaining: float) -> None:
-    """Warns where calibration did not reach the target."""
-    if not (args.do_train and args.target_sparsity):
-        return
-    asked = 100 * (1 - args.target_sparsity)
-    if abs(remaining - asked) > 0.1:
-        print_once(f"warning: {remaining:.2f} % remaining weights, not {asked:.2f} %: too many scores are the same")
-
-
-def say_how_masked(args: CommonArguments, model: MaskedModel) -> None:
-    """Says which masks an evaluation alone goes by: those that the model was saved with (D66)."""
-    config, flags = model.config, "--pruning_method and --final_threshold are for training"
-    if config.pruning_method is not None:
-        masks = f"its own masks, {config.pruning_method} at threshold {config.threshold:g}"
-        print_once(f"{args.config_name or args.model_name_or_path}: evaluated with {masks}; {flags}")

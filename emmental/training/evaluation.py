@@ -5,6 +5,7 @@ from pathlib import Path
 
 from emmental.model.masked_model import MaskedModel
 from emmental.pruning.counting import count, heat_map
+from emmental.pruning.masked_linear import set_threshold
 from emmental.training import resume
 from emmental.training.logs import Log
 from emmental.training.loop import StepResult
@@ -44,6 +45,37 @@ def evaluate_checkpoints(
     if not folders:
         print_once(f"--eval_all_checkpoints: {output_dir} holds no checkpoints")
     return {str(resume.read_state(folder)["step"]): evaluate(load(folder), files / folder.name) for folder in folders}
+
+
+def target_report(
+    model: MaskedModel, target_sparsity: float | None, final_threshold: float, scores_lr: float
+) -> dict[str, float]:
+    """What remains at the final threshold, before calibration, if there is a target; warns where that is far from it.
+
+    Leaves the masks of that threshold.
+    """
+    if not target_sparsity:
+        return {}
+    set_threshold(model, final_threshold)
+    before, asked = count(model).remaining, 100 * (1 - target_sparsity)
+    if abs(before - asked) > 2:
+        missed = f"{before:.2f} % remaining weights, not {asked:.2f} %"
+        too_short = f"the run was too short for --mask_scores_learning_rate {scores_lr:g}"
+        print_once(f"warning: steering ended at {missed}: {too_short}")
+    return {"target_sparsity": target_sparsity, "remaining_weights_before_calibration": before}
+
+
+def check_calibration(target_sparsity: float, remaining: float) -> None:
+    """Warns where calibration did not reach the target."""
+    if abs(remaining - (asked := 100 * (1 - target_sparsity))) > 0.1:
+        print_once(f"warning: {remaining:.2f} % remaining weights, not {asked:.2f} %: too many scores are the same")
+
+
+def say_how_masked(name: str, model: MaskedModel) -> None:
+    """Says which masks the evaluation of a model goes by: those that it was saved with (D66)."""
+    if model.config.pruning_method is not None:
+        masks = f"its own masks, {model.config.pruning_method} at threshold {model.config.threshold:g}"
+        print_once(f"{name}: evaluated with {masks}; --pruning_method and --final_threshold are for training")
 
 
 def write_results(results: dict, folder: Path) -> None:
