@@ -31,13 +31,6 @@ def flags() -> Namespace:
     return parser.parse_args()
 
 
-def other_masks(args: Namespace) -> bool:
-    """Whether the masks are to be others than those that the model was saved, and evaluated, with."""
-    saved = read_config(args.model_name_or_path, "--model_name_or_path")
-    given = {"pruning_method": args.pruning_method, "threshold": args.threshold}
-    return any(saved.get(key) is not None and value not in (None, saved[key]) for key, value in given.items())
-
-
 def check_replaceable(folder: Path) -> None:
     """Refuses to remove anything but a folder that holds nothing but a plain BERT as this script writes it."""
     where = f"--target_model_path {folder}"
@@ -55,7 +48,7 @@ def check_replaceable(folder: Path) -> None:
 def main() -> None:
     args = flags()
     source = Path(args.model_name_or_path)
-    check_masked(args.model_name_or_path, "--model_name_or_path", args.pruning_method, args.threshold)
+    other_masks = check_masked(args.model_name_or_path, "--model_name_or_path", args.pruning_method, args.threshold)
     target = Path(args.target_model_path or source.resolve().parent / f"bertarized_{source.resolve().name}")
     if target.resolve() == source.resolve() or target.resolve() in source.resolve().parents:
         raise InputError(f"--target_model_path {target}: is or holds the model that is read")
@@ -75,7 +68,7 @@ def main() -> None:
 
     transformers.logging.disable_progress_bar()
     model = load_masked(args.model_name_or_path, args.pruning_method, args.threshold)
-    others = count(model) if other_masks(args) else None
+    others = count(model) if other_masks else None
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         report = save_folded(model, source, temporary, args.format, args.dtype, args.compact)

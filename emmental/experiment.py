@@ -166,8 +166,7 @@ def save_model(model: MaskedModel, tokenizer, folder: Path) -> None:
     """Saves a masked model as it is and a dense one as a plain model, with the tokenizer."""
     with write_errors(folder):
         (model if model.config.pruning_method else fold(model)).save_pretrained(folder)
-        for file in folder.glob("*.safetensors"):
-            open_to_others(file)
+        open_to_others(*folder.glob("*.safetensors"))
         tokenizer.save_pretrained(folder)
 
 

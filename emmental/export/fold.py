@@ -63,8 +63,7 @@ def save_folded(model: MaskedModel, source: Path, target: Path, form: str, dtype
         with write_errors(target):
             smaller.save_pretrained(target)
         stored = smaller.state_dict()
-    for file in target.glob("*.safetensors"):
-        open_to_others(file)
+    open_to_others(*target.glob("*.safetensors"))
     report.append(f"{'part':12}{'dense float32':>16}{'as saved':>16}{'ratio':>8}")
     report += [
         f"{part:12}{before:16,}{after:16,}{ratio:8.2f}" for part, before, after, ratio in size_table(dense, stored)

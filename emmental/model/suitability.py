@@ -3,7 +3,6 @@
 Like validation.py, on which it builds, it reads folders without loading a model, before torch is imported.
 """
 
-import json
 import math
 import os
 import shlex
@@ -16,6 +15,7 @@ from emmental.model.validation import TOKENIZERS, check_config, check_masks_defi
 from emmental.model.vocabulary import vocabulary
 from emmental.pruning.methods import MIN_SHARE_KEPT, highest_sparsity
 from emmental.utils.errors import InputError, print_once
+from emmental.utils.files import read_json
 
 # what a teacher must share with its student: texts, how they are windowed and tokenised
 OF_DATA = ("task_name", "data_dir", "train_file", "predict_file", "version_2_with_negative", "config_name")
@@ -45,11 +45,7 @@ def check_models(args, labels: tuple[str, ...] | None) -> None:
 
 def say_other_task(flag: str, name: str, args) -> None:
     """Warns of a model that was trained here on another task, which its labels alone do not show."""
-    try:
-        trained = json.loads(Path(name, "arguments.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return
-    trained = trained if isinstance(trained, dict) else {}
+    trained = read_json(Path(name, "arguments.json")) or {}
     for key in ("task_name", "version_2_with_negative"):
         theirs, ours = trained.get(key), getattr(args, key, None)
         if None not in (theirs, ours) and theirs != ours:

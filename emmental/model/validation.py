@@ -115,20 +115,22 @@ def check_masks_defined(name: str, flag: str, config: dict) -> None:
         raise InputError(f"{flag} {name}: its config's threshold is {threshold!r}, not a finite number")
 
 
-def check_masked(name: str, flag: str, pruning_method: str | None, threshold: float | None) -> None:
+def check_masked(name: str, flag: str, pruning_method: str | None, threshold: float | None) -> bool:
     """Refuses a folder that holds no masked model, or neither it nor the flags say how its masks are made.
 
-    A method or threshold that is given wins over the config's, with a line that says so.
+    A method or threshold that is given wins over the config's, with a line that says so; returns whether one does.
     """
     if not os.path.isdir(name):
         raise InputError(f"{flag} {name}: no such folder")
     config = check_model(name, flag, 0, "masked")
+    others = False
     for key, given in (("pruning_method", pruning_method), ("threshold", threshold)):
         saved = config.get(key)
         if given is None and saved is None:
             raise InputError(f"{flag} {name}: its config has no {key}; give --{key}")
         if given is not None and saved is not None and given != saved:
             print(f"--{key} {given} is taken, not the {saved} of {name}'s config")
+            others = True
     method = pruning_method or config["pruning_method"]
     if method not in METHODS:
         raise InputError(f"{flag} {name}: its config's pruning_method is {method!r}, not one of {', '.join(METHODS)}")
@@ -137,3 +139,4 @@ def check_masked(name: str, flag: str, pruning_method: str | None, threshold: fl
     if not (isinstance(value, int | float) and low <= value <= high):
         where = f"{flag} {name}: its config's threshold" if threshold is None else "--threshold"
         raise InputError(f"{where} {value}: between {low:g} and {high:g} with {method}")
+    return others

@@ -15,7 +15,7 @@ from pathlib import Path
 from emmental.model.families import is_masked
 from emmental.model.validation import PACKED, WEIGHTS
 from emmental.utils.errors import InputError, print_once
-from emmental.utils.files import digest
+from emmental.utils.files import digest, read_json
 from emmental.utils.lock import FILE as LOCK
 
 ARGUMENTS, RESULT, STATE = "arguments.json", "result.json", "state.json"
@@ -72,7 +72,7 @@ def nothing_to_do(output_dir: Path, arguments: dict, overwrite: bool) -> bool:
 
 def _finished(output_dir: Path, arguments: dict) -> tuple[bool, str]:
     """Whether a training run ended here, and in which arguments it differs."""
-    names, saved = contents(output_dir), _read(output_dir / ARGUMENTS)
+    names, saved = contents(output_dir), read_json(output_dir / ARGUMENTS)
     if not (saved and RESULT in names and names & {*WEIGHTS}):
         return False, ""
     saved.setdefault("evaluate_at", "final")  # of a run from before there was the flag
@@ -98,7 +98,7 @@ def _check_auto(output_dir: Path, differences: str) -> None:
         newest, wrong = next(iter(faults.items()))
         banks = "" if (output_dir / "banks").is_dir() else f" (there is no folder {output_dir / 'banks'})"
         raise InputError(f"{where} has no complete checkpoint; {newest.name}: {wrong}{banks}; {anew} without them")
-    if not faults and _read(output_dir / ARGUMENTS) is None:
+    if not faults and read_json(output_dir / ARGUMENTS) is None:
         check_empty(output_dir)
     if not faults and (left := sorted(names & {*WEIGHTS, RESULT})):
         holds = f"holds {' and '.join(left)}, and no checkpoint to go on from"
@@ -215,12 +215,3 @@ def _same(saved: object, given: object) -> bool:
     if saved == given or not (saved and given and isinstance(saved, str) and isinstance(given, str)):
         return saved == given
     return os.path.exists(given) and os.path.realpath(saved) == os.path.realpath(given)
-
-
-def _read(path: Path) -> dict | None:
-    """A JSON object, None where there is none to read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None

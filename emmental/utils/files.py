@@ -47,11 +47,21 @@ def write_json(content: dict, path: Path) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def open_to_others(path: Path) -> None:
-    """Lets others read a file as any new one: safetensors makes its own for their owner alone."""
+def read_json(path: Path) -> dict | None:
+    """A JSON object, None where there is none to read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def open_to_others(*paths: Path) -> None:
+    """Lets others read files as any new one: safetensors makes its own for their owner alone."""
     os.umask(mask := os.umask(0))
-    with suppress(OSError):  # another's file, or a file system without modes
-        path.chmod(path.stat().st_mode | 0o666 & ~mask)
+    for path in paths:
+        with suppress(OSError):  # another's file, or a file system without modes
+            path.chmod(path.stat().st_mode | 0o666 & ~mask)
 
 
 def sync(path: Path) -> None:
