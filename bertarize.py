@@ -9,11 +9,11 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from emmental.arguments import Parser
 from emmental.model.families import FAMILIES
 from emmental.model.validation import PACKED, TOKENIZER_FILES, check_masked, read_config
 from emmental.pruning.methods import METHODS
 from emmental.utils.errors import InputError, run
+from emmental.utils.flags import Parser
 
 WRITTEN = {"README.md", "config.json", "model.safetensors", PACKED, *TOKENIZER_FILES}
 

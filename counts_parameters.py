@@ -10,10 +10,10 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from emmental.arguments import Parser
 from emmental.model.validation import check_masked
 from emmental.pruning.methods import METHODS
 from emmental.utils.errors import InputError, run
+from emmental.utils.flags import Parser
 
 
 def flags() -> Namespace:

@@ -5,10 +5,11 @@ The experiment as one page: flags, data, checks, then training and evaluation. S
 
 from pathlib import Path
 
-from emmental.arguments import GlueArguments, parse
+from emmental.arguments import GlueArguments
 from emmental.data import glue, glue_metrics
 from emmental.model.suitability import check_models
 from emmental.utils.errors import InputError, print_once, run
+from emmental.utils.flags import parse
 
 
 def read(args: GlueArguments, split: str) -> glue.Rows:

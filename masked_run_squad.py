@@ -5,10 +5,11 @@ The experiment as one page: flags, data, checks, then training and evaluation. S
 
 from pathlib import Path
 
-from emmental.arguments import SquadArguments, parse
+from emmental.arguments import SquadArguments
 from emmental.data import squad, squad_metrics, squad_windows
 from emmental.model.suitability import check_models
 from emmental.utils.errors import print_once, run
+from emmental.utils.flags import parse
 
 
 def read(args: SquadArguments, split: str, flag: str) -> squad.Questions:

@@ -4,12 +4,10 @@ No torch here: a bad flag is answered in a moment, in one line that names it. Wh
 examples, the teacher's config) is checked where those are read.
 """
 
-import argparse
 import os
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
-from inspect import get_annotations
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import ClassVar, NoReturn
+from typing import ClassVar
 
 from emmental.data import glue
 from emmental.data.batches import Plan
@@ -17,26 +15,11 @@ from emmental.model.families import TYPES, is_masked
 from emmental.pruning.methods import METHODS
 from emmental.training.resume import check_empty, nothing_to_do
 from emmental.utils.errors import InputError, print_once
+from emmental.utils.flags import default_of, flag, refuse
 from emmental.utils.launch import world_size
 
 START_LAMBDA = 100.0  # where steering starts if --final_lambda is not given
 BANKS = ("pretrained", "finetuned", "snapshots")  # PrC, FiC, SnC
-
-
-def flag(default, text: str, choices=None, nargs=None, kind=None, affects_training=True):
-    """One command line flag; `kind` is given where the default does not show its type.
-
-    A resumed run may change what does not affect the numbers of training.
-    """
-    kind = kind or type(default)
-    given = {"default": default} if not isinstance(default, tuple) else {"default_factory": lambda: list(default)}
-    about = {"help": text, "choices": choices, "nargs": nargs, "kind": kind, "affects_training": affects_training}
-    return field(**given, metadata=about)
-
-
-def refuse(wrong: bool, message: str) -> None:
-    if wrong:
-        raise InputError(message)
 
 
 @dataclass
@@ -303,6 +286,11 @@ class DistillationArguments:
 class CommonArguments(DistillationArguments, ContrastiveArguments, PruningArguments, TrainingArguments, ModelArguments):
     """Every flag that both scripts have."""
 
+    EPILOG: ClassVar = (
+        "Defaults are the released ones, not those of the published recipe (contrastive_temperature 0.1, alignrep cls, "
+        "extra_examples 4096, ...), which the run_*.sh scripts pass."
+    )
+
     def __post_init__(self):
         self.world_size = world_size()
         if not self.masked:
@@ -326,10 +314,9 @@ class CommonArguments(DistillationArguments, ContrastiveArguments, PruningArgume
         names = {item.name for group in groups for item in fields(group)} | {"cl_supervised_loss_weight"}
         given = []
         for item in fields(self):
-            default = item.default if item.default is not MISSING else item.default_factory()
-            if item.name in names and getattr(self, item.name) != default:
+            if item.name in names and getattr(self, item.name) != default_of(item):
                 given.append(f"--{item.name}")
-                setattr(self, item.name, default)
+                setattr(self, item.name, default_of(item))
         if given:
             names = " ".join(given)
             print_once(
@@ -422,43 +409,3 @@ class SquadArguments(CommonArguments):
         super().__post_init__()
         for name in ("doc_stride", "max_query_length", "n_best_size", "max_answer_length", "threads"):
             refuse(getattr(self, name) < 1, f"--{name} {getattr(self, name)}: at least 1")
-
-
-DEFAULTS = (
-    "Defaults are the released ones, not those of the published recipe (contrastive_temperature 0.1, alignrep cls, "
-    "extra_examples 4096, ...), which the run_*.sh scripts pass."
-)
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, its errors as InputError: one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
-def parse(kind: type, argv: list[str] | None = None):
-    """Reads the command line into a `kind`, a dataclass of flags; InputError in one line for what is wrong."""
-    parser = Parser(usage=kind.USAGE, description=kind.__doc__, epilog=DEFAULTS, allow_abbrev=False)
-    groups = {}
-    for item in fields(kind):
-        owner = [base for base in kind.__mro__ if item.name in get_annotations(base)][-1]
-        if owner not in groups:
-            title = owner.__name__.removesuffix("Arguments").lower()
-            groups[owner] = parser.add_argument_group(title, None if owner is kind else owner.__doc__)
-        add_flag(groups[owner], item)
-    return kind(**vars(parser.parse_args(argv)))
-
-
-def add_flag(group, item: Field) -> None:
-    about = dict(item.metadata)
-    default = item.default if item.default is not MISSING else item.default_factory()
-    if about["kind"] is bool:
-        group.add_argument(f"--{item.name}", action="store_true", help=about["help"])
-        return
-    shown = " ".join(default) if isinstance(default, list) else default
-    text = about["help"] + ("" if default in ("", None) else f" (default: {shown})")
-    given = {key: about[key] for key in ("choices", "nargs") if about[key]}
-    if not about["choices"]:
-        given["metavar"] = {int: "N", float: "X"}.get(about["kind"], "TEXT")
-    group.add_argument(f"--{item.name}", type=about["kind"], default=default, help=text, **given)

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer
 
 from emmental.arguments import GlueArguments
-from emmental.arguments import parse as parse_flags
 from emmental.data import glue
 from emmental.data.batches import Plan
 from emmental.data.examples import Examples
@@ -19,6 +18,7 @@ from emmental.model import loading
 from emmental.model.heads import CLASSIFIES
 from emmental.model.masked_classes import MaskedBertConfig, MaskedBertForSequenceClassification
 from emmental.pruning.masked_linear import masked_linears
+from emmental.utils.flags import parse as parse_flags
 
 SIZES = {
     "base": {},

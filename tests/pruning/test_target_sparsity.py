@@ -189,7 +189,8 @@ def test_calibration_keeps_all_scores_whose_sigmoid_is_one(target, kept):
     ],
 )
 def test_targets_that_cannot_be_met_are_refused(tmp_path, flags, named):
-    from emmental.arguments import GlueArguments, parse
+    from emmental.arguments import GlueArguments
+    from emmental.utils.flags import parse
 
     base = "--task_name qqp --model_name_or_path x --do_train --pruning_method sigmoied_threshold --final_threshold 0.1"
     base += " --initial_threshold 0 --target_sparsity 0.9 --regularization l1 --final_lambda 100"
