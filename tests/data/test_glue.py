@@ -271,6 +271,7 @@ def test_tokens_are_cached_and_remade_when_needed(tmp_path, tokenizer):
     assert calls(replace(rows, labels=[1, 0])) == 0
     assert calls(replace(rows, first=["a b c", "e"])) == 1
     assert calls(replace(rows, first=["a b c d", ""])) == 1
+    assert calls(replace(rows, second=["e", "f h"])) == 1
     assert calls(length=9) == 1
     middle = len(whole) // 2
     for damaged in (
@@ -283,6 +284,16 @@ def test_tokens_are_cached_and_remade_when_needed(tmp_path, tokenizer):
     ):
         file.write_bytes(damaged)
         assert calls() == 1 and calls() == 0 and file.read_bytes() == whole
+
+
+def test_another_tokenizers_tokens_are_not_taken(tmp_path, tokenizer):
+    """Nor those of the same one when it keeps capitals."""
+    cased = type(tokenizer).from_pretrained(tokenizer.name_or_path, do_lower_case=False)
+    rows, found = Rows("here", ["A b"], ["c"], [0]), []
+    for used in (tokenizer, cased, tokenizer):
+        examples = tokenise(rows, used, task="qqp", max_seq_length=8, cache_dir=tmp_path)
+        found.append(tokenizer.convert_ids_to_tokens(examples.input_ids.tolist())[1])
+    assert found == ["a", "[UNK]", "a"]
 
 
 @pytest.mark.parametrize(

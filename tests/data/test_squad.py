@@ -352,8 +352,12 @@ def test_cached_windows_are_remade_when_anything_they_depend_on_changes(tmp_path
     assert files(training=False) == 5
     moved = questions[0]._replace(answers=(questions[0].passage,), starts=(0,))
     assert files(Questions("moved", [moved, questions[1]])) == 6
+    asked = questions[0]._replace(text="another question")
+    assert files(Questions("asked", [asked, questions[1]])) == 7
     tokenizer("mill", truncation=True, max_length=3)  # a call's settings are not the tokenizer
-    assert files() == 6
+    assert files() == 7
+    tokenizer = BertTokenizerFast.from_pretrained(tokenizer.name_or_path, do_lower_case=False)
+    assert files() == 8
 
 
 # ---------------------------------------------------------------- answers

@@ -36,6 +36,15 @@ def test_an_earlier_call_s_folder_is_replaced(world, tmp_path):
     assert kept == [0.5, 0.5]
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_plain_folder_is_in_the_type_asked_for(world, tmp_path, dtype):
+    masked, target = pruned(world, tmp_path / "masked"), tmp_path / "target"
+    fold = ["bertarize.py", "--model_name_or_path", masked, "--target_model_path", target, "--format", "dense"]
+    succeed(*fold, "--dtype", dtype)
+    assert {str(weight.dtype) for weight in load_file(target / "model.safetensors").values()} == {dtype}
+    assert json.loads((target / "config.json").read_text())["dtype"] == dtype
+
+
 def test_folders_of_another_form_are_named(world, tmp_path):
     masked, dense, packed = (tmp_path / name for name in ("masked", "dense", "packed"))
     fold = ["bertarize.py", "--model_name_or_path", pruned(world, masked), "--target_model_path"]

@@ -13,6 +13,7 @@ from emmental import MaskedBertConfig, MaskedBertForSequenceClassification, set_
 from emmental.export.fold import compact, save_folded, size_table
 from emmental.export.sparse_bert import load_sparse
 from emmental.export.sparse_format import FILE, pack, read_sparse, save_sparse, unpack
+from emmental.export.sparse_layer import faster
 from emmental.pruning.masked_linear import masked_linears
 from emmental.utils.errors import InputError
 
@@ -187,6 +188,15 @@ def test_same_logits_as_the_dense_model(tmp_path, monkeypatch, model_class, dens
             real = batch["attention_mask"].bool() if key != "logits" else ...
             torch.testing.assert_close(got[key][real], want[key][real], atol=1e-5, rtol=0)
             assert key == "logits" or (got[key][~real] == -1e4).all()
+
+
+@pytest.mark.parametrize("ratio, kernel", [(0.79, "sparse"), (0.81, "dense"), (3.0, "dense")])
+def test_the_sparse_kernel_is_taken_where_it_wins_clearly(monkeypatch, ratio, kernel):
+    """By a clock that says how long either takes."""
+    clock = lambda run, timer, number: 1.0 if run.func is torch.mm else ratio  # noqa: E731
+    monkeypatch.setattr("emmental.export.sparse_layer._sparse", lambda weight: lambda tile: None)
+    monkeypatch.setattr("emmental.export.sparse_layer.timeit.timeit", clock)
+    assert faster(torch.ones(4, 6)) == kernel
 
 
 def test_mask_and_token_types_default_as_in_bert(tmp_path):

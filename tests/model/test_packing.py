@@ -247,6 +247,18 @@ def test_dropout_acts_while_training_alone(where, packing):
     assert not torch.equal(model.encode(**batch), model.encode(**batch))
 
 
+def test_dropout_of_attention_acts_in_the_last_layer_too():
+    """Of which a sentence task needs the first token alone."""
+    model, batch = masked(BOTH[0], "topK", attention_probs_dropout_prob=0.5), texts([5, LENGTH, 1])
+    first, last = model.bert.encoder.layer
+    first.attention.self.dropout.p = 0.0
+    assert last.attention.self.dropout.p == 0.5
+    model.train()
+    assert not torch.equal(model.encode(**batch), model.encode(**batch))
+    last.attention.self.dropout.p = 0.0
+    assert torch.equal(model.encode(**batch), model.encode(**batch))
+
+
 def test_packing_is_on_by_default_and_switches_back():
     model = masked(BOTH[1], "topK")
     batch = texts([5, LENGTH])

@@ -1,13 +1,16 @@
-"""The picture of what remains: a number in every cell, labels that do not touch, and TensorBoard's copy of it."""
+"""What remains, by both definitions, and its picture: a number in every cell, labels that do not touch, a copy."""
 
 import itertools
 import struct
 
 import matplotlib
 import pytest
+import torch
 from tensorboardX.proto.event_pb2 import Event
 
+from emmental import MaskedLinear, set_threshold
 from emmental.pruning.counting import Count, heat_map
+from emmental.pruning.masked_linear import kept_weights
 from emmental.training.logs import Log
 
 KINDS = [f"attention.self.{kind}" for kind in ("query", "key", "value")]
@@ -18,6 +21,23 @@ def counted(layers: int) -> Count:
     """Each matrix keeps another share: from nothing up to all."""
     names = [f"bert.encoder.layer.{layer}.{kind}" for layer in range(layers) for kind in KINDS]
     return Count({name: (1000 * i // (len(names) - 1), 1000) for i, name in enumerate(names)}, unmasked=10)
+
+
+def test_both_definitions():
+    """As released, biases and LayerNorms count as kept and in the total."""
+    some = Count({"a.weight": (3, 60), "b.weight": (2, 40)}, unmasked=20)
+    assert some.remaining == 5 and some.remaining_released == pytest.approx(100 * 25 / 120)
+
+
+def test_counting_a_model_in_training_draws_nothing():
+    """l0's masks are drawn anew in every forward pass; to count must leave a run's random numbers alone."""
+    linear = MaskedLinear(30, 20, pruning_method="l0").train()
+    set_threshold(linear, 0.0)
+    before = torch.get_rng_state()
+    kept_weights(linear)
+    assert torch.equal(torch.get_rng_state(), before)
+    linear(torch.ones(1, 30))
+    assert not torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("layers", [1, 12, 24])

@@ -224,6 +224,14 @@ def test_straight_through_gradient_reaches_masked_weights_scores():
     assert int((linear.mask_scores.grad != 0).sum()) == 30 and int((linear.weight.grad != 0).sum()) == 6
 
 
+def test_a_mask_made_for_inference_serves_training_too():
+    linear = MaskedLinear(6, 4)
+    with torch.inference_mode():
+        set_threshold(linear, 0.5)
+    linear(torch.ones(2, 6)).sum().backward()
+    assert linear.mask_scores.grad.shape == (4, 6)
+
+
 def test_magnitude_mask_is_a_constant_for_the_weight():
     weight, factor = torch.randn(5, 6, requires_grad=True), torch.randn(5, 6)
     mask = MagnitudeBinarizer.apply(weight, 0.2)

@@ -10,6 +10,7 @@ from emmental.pruning.masked_linear import kept_weights
 from emmental.pruning.methods import METHODS, highest_sparsity
 from emmental.pruning.schedule import schedule_threshold
 from emmental.pruning.target_sparsity import LambdaController, calibrated_threshold, score_at
+from emmental.training.evaluation import check_calibration
 from emmental.training.optimizer import lr_factor
 from emmental.utils.errors import InputError
 
@@ -97,6 +98,24 @@ def test_travel_before_the_ramp_does_not_count():
     model, steering, state = two_matrices(), LambdaController(0.9, -2.2, 100, 200), {}
     assert {steering.factor(model, step, 1.0, state) for step in range(101)} == {1.0}
     assert state.get("travel", 0.0) == 0.0
+
+
+def test_a_large_model_is_measured_by_a_sample_of_all_its_matrices(monkeypatch):
+    """Two matrices of 40,000 scores each, 0 to 1 in one and 2 to 3 in the other; a sample of a fiftieth."""
+    model = nn.Sequential(*(MaskedLinear(200, 200, pruning_method="sigmoied_threshold") for _ in range(2)))
+    for number, linear in enumerate(model):
+        scores = torch.linspace(0, 1, 40_000)[torch.randperm(40_000, generator=torch.Generator().manual_seed(number))]
+        linear.mask_scores.data = scores.view(200, 200) + 2 * number
+    monkeypatch.setattr("emmental.pruning.target_sparsity.SAMPLE", 1600)
+    steering = LambdaController(target=0.9, cut=2.5, start=0, end=10)
+    assert steering.measure(model, goal=0.25) == pytest.approx((0.5, 2.8, 0.25), abs=0.05)
+
+
+def test_a_target_that_was_missed_is_said(capsys):
+    check_calibration(0.9, 10.05)
+    assert not capsys.readouterr().out
+    check_calibration(0.9, 10.2)
+    assert capsys.readouterr().out == "warning: 10.20 % remaining weights, not 10.00 %: too many scores are the same\n"
 
 
 def test_calibration_has_no_threshold_beyond_the_minimum_kept():

@@ -245,6 +245,14 @@ def test_other_models_and_folders_are_refused(world, finished, tmp_path):
     still = ["--output_dir", folder, "--resume_from_checkpoint", "auto", "--model_name_or_path", world.still_model]
     refused = run_script(*command, *still)
     assert refused.code == 2 and "model_config was" in refused.err
+    train = (world.data("qqp") / "train.tsv").read_text().splitlines()
+    flipped = train[-1][:-1] + str(1 - int(train[-1][-1]))  # one label is another
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "train.tsv").write_text("\n".join([*train[:-1], flipped]) + "\n")
+    shutil.copy(world.data("qqp") / "dev.tsv", tmp_path / "labels")
+    labels = ["--output_dir", folder, "--resume_from_checkpoint", "auto", "--data_dir", tmp_path / "labels"]
+    refused = run_script(*command, *labels)
+    assert refused.code == 2 and ": data was" in refused.err, refused.err
     other = tmp_path / "other-teacher"
     shutil.copytree(world.teacher("qqp"), other)
     last = ["--output_dir", folder, "--resume_from_checkpoint", "auto", "--teacher_name_or_path", other]
@@ -294,6 +302,20 @@ def test_only_the_newest_checkpoints_are_kept(world, tmp_path):
     assert checkpoints(tmp_path) == [6, 7]
     succeed(*world.command("qqp"), *TRAIN, *HARD, *flags, "--resume_from_checkpoint", "auto")
     assert checkpoints(tmp_path) == [11, 12]
+
+
+def test_a_weight_that_no_loss_shows_is_never_saved(world, tmp_path):
+    """The last position, which no text reaches."""
+    model = tmp_path / "model"
+    shutil.copytree(world.model, model)
+    weights = load_file(model / "model.safetensors")
+    (name,) = (name for name in weights if name.endswith("position_embeddings.weight"))
+    weights[name][-1] = float("nan")
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    flags = ["--model_name_or_path", model, "--save_steps", 1, "--output_dir", tmp_path / "out"]
+    ended = run_script(*world.command("qqp"), *TRAIN, *HARD, *flags)
+    assert ended.code == 2 and f"step 1: 1 weights are NaN or infinite, the first {name}" in ended.err, ended.err
+    assert not checkpoints(tmp_path / "out") and not (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_a_nan_loss_ends_the_run_and_keeps_checkpoints(world, tmp_path):

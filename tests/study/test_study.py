@@ -17,7 +17,7 @@ from tiny import make_glue, make_squad
 from emmental.study import data, report, results
 from emmental.study.__main__ import spelled_alike
 from emmental.study.cells import Cell, Places, grid_cells
-from emmental.study.grids import GRIDS, Experiment, Recipe, Row
+from emmental.study.grids import GRIDS, METHODS, Experiment, Recipe, Row
 from emmental.study.runner import acquire, last_line, run_cells, same, visible_gpus
 from emmental.utils.errors import InputError
 
@@ -62,6 +62,22 @@ def test_warm_up_is_a_tenth_of_the_run(official, tmp_path):
     data.write_subset(experiment, places)
     (*_, cell) = grid_cells((experiment,), places)
     assert cell.environment["WARMUP"] == str(2 * 50 // 10)  # 64 rows are two batches of 32
+
+
+def test_a_cell_prunes_to_its_share_with_its_recipe_and_seed(official, tmp_path):
+    rows = (Row("CAP-soft", 3, (2,), Recipe(4, "1e-4")), Row("CAP-m", 3, (3,), Recipe(5, "2e-4")))
+    experiment = replace(GRIDS["demo"][0], train_rows=64, rows=rows)
+    places = Places(tmp_path, str(official), "m")
+    data.write_subset(experiment, places)
+    soft, hard = (cell.environment for cell in grid_cells((experiment,), places) if cell.about["kind"] == "pruned")
+    assert (soft["TARGET_SPARSITY"], soft["SEED"], soft["EPOCH"], soft["LR"]) == ("0.97", "2", "4", "1e-4")
+    assert (hard["FINAL_TH"], hard["SEED"], hard["EPOCH"], hard["LR"]) == ("0.03", "3", "5", "2e-4")
+    assert "FINAL_TH" not in soft and "TARGET_SPARSITY" not in hard
+
+
+def test_baselines_are_without_contrast_and_the_others_with_it():
+    without = {name for name, method in METHODS.items() if ("CONTRAST", "0") in method.environment}
+    assert without == {"magnitude", "movement", "soft movement"}
 
 
 def test_the_paper_keeps_the_published_warm_up(tmp_path):
@@ -440,6 +456,11 @@ def test_report_gives_means_spreads_and_floors(lines_file):
     assert by_method["floor: the majority class", ""][5:7] == ["62.7", "0.0"]
     titles = next(row for row in rows if row and row[0] == "method")
     assert all(len(row) == len(titles) for row in rows if row and len(row) > 1)
+
+
+@pytest.mark.parametrize("task, value", [("squad", 47.5), ("qqp", 0.475)])
+def test_squads_metrics_are_in_per_cent_already(task, value):
+    assert report.percent({"task": task, "metrics": {"f1": value}}, "f1") == 47.5
 
 
 def test_groups_order_recipes_and_keep_the_methods_order():

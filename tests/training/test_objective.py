@@ -11,7 +11,7 @@ from emmental import MaskedLinear, contrastive_loss
 from emmental.contrast.bank import Bank, sample
 from emmental.data.examples import Examples
 from emmental.training.loop import batch_loss
-from emmental.training.objective import Objective
+from emmental.training.objective import Objective, distillation
 from emmental.utils.precision import Precision
 
 WEIGHTS = {
@@ -92,6 +92,11 @@ def test_without_lambda_and_contrast_the_other_parts_are_the_same(case):
     parts = batch_loss(model, examples, {}, (teacher,), Objective(**WEIGHTS), index, (42, 7, 0), 0.0, cpu)
     assert list(parts) == ["task", "distillation", "penalty"] and parts["penalty"].item() == 0
     assert all(torch.equal(parts[name], whole[name]) for name in ("task", "distillation"))
+
+
+def test_a_regression_distils_the_squared_distance():
+    student, teacher = torch.tensor([[1.0], [4.0]]), torch.tensor([[3.0], [4.0]])
+    assert distillation((student,), (teacher,), temperature=2.0).item() == 2.0  # the mean of 4 and 0
 
 
 def test_batches_are_padded_to_their_longest_or_to_the_length_of_the_set(case):

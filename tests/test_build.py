@@ -1,0 +1,77 @@
+"""The objects of a run are made of the flags: each value has its own place in them."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from emmental import MaskedBertConfig, MaskedBertForSequenceClassification, build
+from emmental.arguments import GlueArguments
+from emmental.data.batches import Plan
+from emmental.training.objective import Objective
+from emmental.utils.flags import parse
+from emmental.utils.precision import Precision
+
+CPU = Precision(torch.device("cpu"))
+FLAGS = """--task_name qqp --model_name_or_path x --do_train --teacher_name_or_path t --use_contrastive_loss
+    --use_distill --pruning_method sigmoied_threshold --initial_threshold 0.01 --final_threshold 0.2 --regularization l1
+    --final_lambda 7 --warmup_steps 5 --initial_warmup 1 --final_warmup 3 --learning_rate 0.03
+    --mask_scores_learning_rate 0.04 --weight_decay 0.05 --adam_epsilon 0.06 --max_grad_norm 0.07 --ce_loss_weight 0.11
+    --distill_loss_weight 0.12 --temperature 3 --contrastive_temperature 0.13 --cl_unsupervised_loss_weight 0.14
+    --cl_supervised_loss_weight 0.15 --cl_normalization supcon --extra_examples 17 --target_sparsity 0.6"""
+
+
+@pytest.fixture
+def parsed(tmp_path):
+    return lambda *more: parse(GlueArguments, [*FLAGS.split(), *more, "--output_dir", str(tmp_path / "out")])
+
+
+def state_of(args, task):
+    """Of a run of 100 steps, 20 an epoch."""
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MaskedBertConfig(**sizes, intermediate_size=24, pruning_method="sigmoied_threshold")
+    model = MaskedBertForSequenceClassification(config)
+    return build.initial_state(args, task, model, Plan(80, 4, 1, 5, 0), {}, CPU, 0)
+
+
+def test_objective_has_every_weight_and_temperature(parsed):
+    args = parsed()
+    expected = Objective(0.11, 0.12, 3.0, 0.13, 0.14, 0.15, "supcon", "l1", 17)
+    assert build.build_objective(args, SimpleNamespace(labels=("0", "1"))) == expected
+    for labels in ((), None):  # a regression and a span are not contrasted by label
+        assert build.build_objective(args, SimpleNamespace(labels=labels)).supervised_weight == 0
+
+
+def test_optimizer_and_schedule_have_theirs(parsed):
+    state = state_of(parsed(), SimpleNamespace(labels=("0", "1"), first_step=1))
+    optimizer, masks = state.optimizer, state.masks
+    assert (optimizer.epsilon, optimizer.max_grad_norm, optimizer.warmup_steps) == (0.06, 0.07, 5)
+    groups = [(group["peak"], group["decay"]) for group in optimizer.adamw.param_groups]
+    assert groups == [(0.04, 0), (0.03, 0.05), (0.03, 0)]  # scores, weights, biases and LayerNorms
+    assert (masks.initial_threshold, masks.final_threshold, masks.final_lambda) == (0.01, 0.2, 7)
+    assert (masks.initial_warmup, masks.final_warmup, masks.first_step) == (1, 3, 1)
+    assert (masks.controller.start, masks.controller.end, masks.controller.target) == (5, 100 - 15, 0.6)
+    assert masks.scores_lr(5) == pytest.approx(0.04)  # the warm-up's end
+
+
+@pytest.mark.parametrize("mode, dtype", [("train", "float16"), ("eval", "float32")])
+def test_snapshots_alone_have_dropout_and_all_banks_their_type(parsed, mode, dtype):
+    args = parsed("--snapshot_mode", mode, "--bank_dtype", dtype)
+    banks = state_of(args, SimpleNamespace(labels=("0", "1"), first_step=0)).banks
+    assert {name: bank.dropout for name, bank in banks.items()} == {
+        "pretrained": False, "finetuned": False, "snapshots": mode == "train"
+    }  # fmt: skip
+    assert {bank.dtype for bank in banks.values()} == {getattr(torch, dtype)}
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_teacher_represents_a_text_as_the_student_does(monkeypatch, padded):
+    made = []
+    monkeypatch.setattr(build, "saved_config", lambda name: {"model_type": "bert"})
+    monkeypatch.setattr(build.loading, "load", lambda head, name, **settings: made.append(settings) or nn.Module())
+    monkeypatch.setattr(build, "set_packing", lambda model, on: made.append(on))
+    args = SimpleNamespace(teacher_name_or_path="t", alignrep="mean-pooling", pad_to_max_length=padded)
+    build.load_teacher(args, SimpleNamespace(labels=("0", "1")), CPU)
+    settings, packing = made
+    assert settings["alignrep"] == "mean-pooling" and packing is not padded  # as released every position is computed
