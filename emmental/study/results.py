@@ -97,9 +97,10 @@ def gpus() -> list[str]:
     """The names of the machine's GPUs, as nvidia-smi lists them."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.split("\n")[:-1]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return []
+    return answer.stdout.splitlines() if answer.returncode == 0 else []  # what it says of a failure is no name
 
 
 def time_left(left: list[Cell], finished: dict[str, dict], elapsed: dict[str, float], jobs: int) -> float:

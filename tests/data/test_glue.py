@@ -252,6 +252,14 @@ def test_tokenise_truncates_two_texts_of_a_million_characters(tmp_path, tokenize
     assert examples.labels[0].dtype == torch.float32
 
 
+@pytest.mark.parametrize("padded, width", [(False, 4), (True, 12)])
+def test_fully_padded_inputs_are_as_long_as_the_longest_allowed(tmp_path, tokenizer, padded, width):
+    rows = Rows("here", ["a b", "c"], None, [0, 1])
+    settings = {"task": "sst-2", "max_seq_length": 12, "cache_dir": tmp_path}
+    examples = tokenise(rows, tokenizer, pad_to_max_length=padded, **settings)
+    assert examples.inputs(np.array([0, 1]))["input_ids"].shape == (2, width)
+
+
 def test_tokens_are_cached_and_remade_when_needed(tmp_path, tokenizer):
     rows = Rows("here", ["a b c", "d"], ["e", "f g"], [0, 1])
 
@@ -358,6 +366,12 @@ def test_metrics(task, predictions, labels, expected):
         scores = glue_metrics.evaluate(TASKS[task], predictions, np.array(labels))
     assert {name: scores[name] for name in expected} == pytest.approx(expected)
     assert list(scores) == [*TASKS[task].metrics, *filter(None, [TASKS[task].mean])]
+
+
+def test_the_mismatched_set_alone_ends_in_mm():
+    for split in ("dev", "dev_matched"):
+        assert glue_metrics.of_split(split, {"acc": 1.0}) == {"acc": 1.0}
+    assert glue_metrics.of_split("dev_mismatched", {"acc": 0.5}) == {"acc_mm": 0.5}
 
 
 def test_checking_files_loads_nothing_heavy():

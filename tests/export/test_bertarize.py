@@ -45,6 +45,12 @@ def test_a_plain_folder_is_in_the_type_asked_for(world, tmp_path, dtype):
     assert json.loads((target / "config.json").read_text())["dtype"] == dtype
 
 
+def test_without_a_target_the_folder_is_named_after_the_model(world, tmp_path):
+    masked = pruned(world, tmp_path / "masked")
+    succeed("bertarize.py", "--model_name_or_path", masked)
+    assert (tmp_path / "bertarized_masked" / "model.safetensors").exists()
+
+
 def test_folders_of_another_form_are_named(world, tmp_path):
     masked, dense, packed = (tmp_path / name for name in ("masked", "dense", "packed"))
     fold = ["bertarize.py", "--model_name_or_path", pruned(world, masked), "--target_model_path"]

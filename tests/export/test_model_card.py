@@ -19,6 +19,24 @@ def card(folder):
     return ModelCard((folder / "README.md").read_text())
 
 
+def test_a_card_names_data_set_and_metrics_as_the_hub_does(tmp_path):
+    rows = {"train": 3, "dev": 2}
+    write_card(tmp_path, ["x.py"], ARGUMENTS | {"task_name": "mrpc"}, {"acc": 0.5, "f1": 0.25}, rows)
+    found = [(x.metric_type, x.metric_name, x.dataset_type, x.dataset_config) for x in card(tmp_path).data.eval_results]
+    assert found == [("accuracy", "acc", "nyu-mll/glue", "mrpc"), ("f1", "f1", "nyu-mll/glue", "mrpc")]
+
+
+@pytest.mark.parametrize("version_2, name, config", [(True, "squad_v2", "squad_v2"), (False, "squad", "plain_text")])
+def test_a_card_of_a_squad_names_its_version_and_how_it_was_trained(tmp_path, version_2, name, config):
+    arguments = {key: value for key, value in ARGUMENTS.items() if key != "task_name"} | {"model_type": "masked_bert"}
+    arguments |= {"version_2_with_negative": version_2, "banks": ("snapshots",), "use_distill": True}
+    write_card(tmp_path, ["x.py"], arguments, {"exact": 50.0}, {"train": 3, "dev": 2})
+    (found,) = card(tmp_path).data.eval_results
+    assert (found.metric_type, found.dataset_type, found.dataset_config) == ("exact_match", f"rajpurkar/{name}", config)
+    assert found.dataset_name == f"SQuAD v{'2.0' if version_2 else '1.1'}"
+    assert "with contrastive losses (banks: snapshots) and distillation." in card(tmp_path).text
+
+
 def loaded(folder):
     """The model that the card's lines of Python load, run where a download of the folder would lie."""
     (code,) = re.findall(r"```python\n(.*?)```", card(folder).text, re.DOTALL)

@@ -41,6 +41,12 @@ def plain_model(family: str, head: str, seed: int = 0, **settings) -> nn.Module:
     return getattr(transformers, f"{entry.prefix}For{head}")(config).eval()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sizes_that_a_config_leaves_out_are_transformers_own(family):
+    config = getattr(transformers, f"{FAMILIES[family].prefix}Config")().to_dict()
+    assert {name: config[name] for name in FAMILIES[family].sizes} == FAMILIES[family].sizes
+
+
 def masked_model(folder, family: str, head: str, method: str | None = "topK", **settings) -> nn.Module:
     """The masked model of a plain one's folder, with random scores."""
     masks = {"pruning_method": method, "mask_init": "uniform", "mask_scale": 1.0}

@@ -7,7 +7,7 @@ import signal
 import pytest
 from tiny import HARD, LIGHT, TRAIN, launcher, log, result, run_script, succeed
 
-from emmental.training.resume import find_start
+from emmental.training.resume import evaluation_folder, find_start, nothing_to_do
 from emmental.utils.errors import InputError
 
 AUTO = ["--resume_from_checkpoint", "auto"]
@@ -53,6 +53,27 @@ def refused(command, folder, *flags):
     assert answer.code == 2 and answer.out == "" and len(answer.err.splitlines()) == 1, answer.err
     assert everything(folder) == before
     return answer.err
+
+
+def test_what_changes_no_number_makes_no_other_run(tmp_path):
+    """Of batch and processes the product counts."""
+    same = {"model_type": "bert", "teacher_type": "dense", "seed": 1, "global_batch_size": 8, "evaluate_at": "final"}
+    saved = {"per_gpu_train_batch_size": 8, "per_gpu_eval_batch_size": 8, "threads": 1, "verbose_logging": False}
+    saved |= {"no_cuda": False, "cache_dir": "", "output_dir": "a", "resume_from_checkpoint": ""}
+    now = {"per_gpu_train_batch_size": 4, "per_gpu_eval_batch_size": 4, "threads": 2, "verbose_logging": True}
+    now |= {"no_cuda": True, "cache_dir": "c", "output_dir": "b", "resume_from_checkpoint": "auto"}
+    for name in ("result.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    (tmp_path / "arguments.json").write_text(json.dumps(same | saved))
+    assert nothing_to_do(tmp_path, same | now, overwrite=False)
+    with pytest.raises(InputError, match="seed was 1 and is 2"):
+        nothing_to_do(tmp_path, same | now | {"seed": 2}, overwrite=False)
+
+
+def test_an_evaluation_of_a_packed_model_lies_beside_it(tmp_path):
+    assert evaluation_folder(tmp_path) == tmp_path
+    (tmp_path / "model.sparse.safetensors").touch()
+    assert evaluation_folder(tmp_path) == tmp_path / "evaluation"
 
 
 SAME = {

@@ -563,6 +563,15 @@ def test_a_bad_flag_is_refused_within_seconds(world):
     assert time.perf_counter() - start < 4
 
 
+def test_an_evaluated_model_of_another_task_is_named(world, tmp_path):
+    """Before its data are read, of which there are none here."""
+    model = shutil.copytree(world.teacher("qqp"), tmp_path / "model")
+    (model / "arguments.json").write_text('{"task_name": "mrpc"}')
+    flags = ["--do_eval", "--output_dir", tmp_path / "out", "--data_dir", tmp_path / "none"]
+    answer = run_script(*world.command("qqp", model), *flags)
+    assert answer.code == 2 and "trained with task_name mrpc, and here it is qqp" in answer.out
+
+
 def test_a_model_of_another_task_is_named(world, tmp_path):
     """Its labels may be the same; refused for the warm-up, as no step is needed to see it."""
     teacher = tmp_path / "teacher"

@@ -14,6 +14,7 @@ from tiny import HARD, SOFT, TRAIN, log, result, run_script, succeed
 from transformers import AutoTokenizer, BertForQuestionAnswering, BertForSequenceClassification
 
 from emmental import MaskedBertForQuestionAnswering, MaskedBertForSequenceClassification, load_sparse
+from emmental.model.vocabulary import vocabulary
 from emmental.pruning.schedule import schedule_threshold
 
 METRICS = {
@@ -72,6 +73,7 @@ def test_a_run_leaves_its_results(trained, task, kind):
     assert [line["step"] for line in lines] == list(range(1, total + 1))
     assert {path.name for path in folder.glob("checkpoint-*")} == {f"checkpoint-{n}" for n in range(3, total + 1, 3)}
     assert next((folder / "tensorboard").glob("events.out.tfevents.*")).stat().st_size > 1000
+    assert len({path.stat().st_mode for path in folder.iterdir() if path.is_file()}) == 1  # safetensors writes 600
     assert (folder / "banks").exists() == masked
     parts = {"task"} | ({"distillation", "pretrained", "finetuned", "snapshots"} if masked else set())
     parts |= {"penalty"} if kind == "soft" else set()
@@ -449,6 +451,36 @@ def test_training_on_from_a_masked_model(world, trained, tmp_path):
     ran = succeed(*command, "--pruning_method", "magnitude", "--output_dir", tmp_path / "magnitude")
     assert f"{folder}: its mask scores are not used; magnitude has none\n" in ran.out
     assert "mask scores" not in succeed(*world.command("qqp"), *TRAIN, *HARD, "--output_dir", tmp_path / "new").out
+
+
+def test_tokens_are_made_again_if_asked_for(world, tmp_path):
+    command = [*world.command("qqp", world.teacher("qqp")), "--do_eval", "--cache_dir", tmp_path / "cache"]
+    times = []
+    for number, flags in enumerate(([], [], ["--overwrite_cache"])):
+        succeed(*command, *flags, "--output_dir", tmp_path / str(number))
+        times.append({path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()})
+    assert times[0] and times[0] == times[1] and times[0].keys() == times[2].keys() and times[1] != times[2]
+
+
+def test_flags_of_the_answer_search_reach_it(world, tmp_path):
+    command = [*world.command("squad2", world.teacher("squad2")), "--do_eval", "--output_dir", tmp_path]
+    succeed(*command, "--n_best_size", 3, "--null_score_diff_threshold", -1e9, "--max_answer_length", 4)
+    answers, best = (
+        json.loads((tmp_path / f"{name}_.json").read_text()) for name in ("predictions", "nbest_predictions")
+    )
+    assert set(answers.values()) == {""} and max(map(len, best.values())) <= 4  # the three best, and none
+    assert max(len(entry["text"].split()) for entries in best.values() for entry in entries) <= 4
+
+
+def test_a_tokenizer_may_come_from_another_folder(world, tmp_path):
+    model, tokenizer = shutil.copytree(world.teacher("qqp"), tmp_path / "model"), tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        if (model / name).exists():
+            (model / name).rename(tokenizer / name)
+    flags = ["--model_type", "bert", "--max_steps", 4, "--save_steps", 0, "--tokenizer_name", tokenizer]
+    succeed(*world.command("qqp", model), *TRAIN, *flags, "--output_dir", tmp_path / "out")
+    assert vocabulary(str(tmp_path / "out")) == vocabulary(str(tokenizer))
 
 
 def test_float16_on_a_cpu_is_refused_before_a_model_is_loaded(world, tmp_path):

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import HARD, ROOT, SOFT, TRAIN, log, result, start_script, succeed
 from torch.distributed import DistBackendError
 
@@ -43,6 +44,14 @@ def start(command, count, folder, before=None):
 
 def run(command, count, folder, before=None):
     return [process.wait() for process in start(command, count, folder, before)]
+
+
+def test_processes_draw_dropout_of_their_own(world, tmp_path):
+    """Padded to one length: texts of other lengths would make their states differ in any case."""
+    command = [*world.command("qqp"), *TRAIN, "--model_type", "bert", "--max_steps", 4, "--pad_to_max_length"]
+    assert [answer.code for answer in run(command, 2, tmp_path)] == [0, 0]
+    state = load_file(tmp_path / "checkpoint-3" / "training_state.safetensors")
+    assert not torch.equal(state["random/cpu/0"], state["random/cpu/1"])
 
 
 @pytest.fixture(scope="module")

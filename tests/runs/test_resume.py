@@ -304,17 +304,18 @@ def test_only_the_newest_checkpoints_are_kept(world, tmp_path):
     assert checkpoints(tmp_path) == [11, 12]
 
 
-def test_a_weight_that_no_loss_shows_is_never_saved(world, tmp_path):
-    """The last position, which no text reaches."""
+@pytest.mark.parametrize("save_steps, step", [(1, 1), (0, 4)])
+def test_a_weight_that_no_loss_shows_is_never_saved(world, tmp_path, save_steps, step):
+    """The last position, which no text reaches; neither in a checkpoint nor at the end."""
     model = tmp_path / "model"
     shutil.copytree(world.model, model)
     weights = load_file(model / "model.safetensors")
     (name,) = (name for name in weights if name.endswith("position_embeddings.weight"))
     weights[name][-1] = float("nan")
     save_file(weights, model / "model.safetensors", {"format": "pt"})
-    flags = ["--model_name_or_path", model, "--save_steps", 1, "--output_dir", tmp_path / "out"]
-    ended = run_script(*world.command("qqp"), *TRAIN, *HARD, *flags)
-    assert ended.code == 2 and f"step 1: 1 weights are NaN or infinite, the first {name}" in ended.err, ended.err
+    flags = ["--model_name_or_path", model, "--save_steps", save_steps, "--max_steps", 4]
+    ended = run_script(*world.command("qqp"), *TRAIN, *HARD, *flags, "--output_dir", tmp_path / "out")
+    assert ended.code == 2 and f"step {step}: 1 weights are NaN or infinite, the first {name}" in ended.err, ended.err
     assert not checkpoints(tmp_path / "out") and not (tmp_path / "out" / "model.safetensors").exists()
 
 

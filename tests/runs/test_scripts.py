@@ -198,6 +198,13 @@ def test_switches_are_0_or_1(run, script, demo):
 
 
 @pytest.mark.parametrize("script", OWN)
+@pytest.mark.parametrize("given, expected", [({}, "1800"), ({"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "60"}, "60")])
+def test_torchrun_has_a_port_of_its_own_and_waits_for_a_save(run, tmp_path, script, given, expected):
+    (tmp_path / "bin" / "torchrun").write_text('#!/bin/sh\necho "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT" "$1"\n')
+    assert run(script, NPROC="2", **given) == [f"{expected} --standalone"]
+
+
+@pytest.mark.parametrize("script", OWN)
 def test_gpus_are_numbers_or_uuids(run, script):
     for gpu in ("0", "-1", "0,12", "GPU-8932f937-d72c,MIG-af0c", "MIG-GPU-8932f937-d72c/1/0"):
         assert run(script, GPU=gpu)[-1] == f"gpus={gpu}"

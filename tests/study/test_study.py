@@ -18,7 +18,7 @@ from emmental.study import data, report, results
 from emmental.study.__main__ import spelled_alike
 from emmental.study.cells import Cell, Places, grid_cells
 from emmental.study.grids import GRIDS, METHODS, Experiment, Recipe, Row
-from emmental.study.runner import acquire, last_line, run_cells, same, visible_gpus
+from emmental.study.runner import acquire
 from emmental.utils.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -335,69 +335,6 @@ def test_a_folder_given_otherwise_is_the_same_folder(monkeypatch, tmp_path):
     for given in ("../study", str(tmp_path / "study"), "../here/../study/"):
         assert spelled_alike(given) == "../study"
     assert spelled_alike("bert-base-uncased") == "bert-base-uncased"
-
-
-def test_a_run_of_another_command_is_refused_by_the_first_word_that_differs(tmp_path):
-    cell = Cell("c", ("bash", "run.sh", "--bf16"), {"SEED": "1"}, "", {})
-    assert not same(tmp_path, cell)
-    (tmp_path / "command").write_text(cell.command)
-    assert same(tmp_path, cell)
-    for other, words in (("env SEED=2 bash run.sh --bf16", "SEED=2 there, SEED=1"), ("env SEED=1 bash run.sh", "not")):
-        (tmp_path / "command").write_text(other)
-        with pytest.raises(InputError, match=words):
-            same(tmp_path, cell)
-
-
-def test_a_lock_ends_with_its_process(tmp_path):
-    holder = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            f"from emmental.study.runner import *; l = acquire(Path({str(tmp_path / 'l')!r})); "
-            "print('held', flush=True); time.sleep(600)",
-        ],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert holder.stdout.readline() == "held\n"
-    assert acquire(tmp_path / "l") is None
-    holder.kill()
-    holder.communicate()
-    assert acquire(tmp_path / "l") is not None
-
-
-@pytest.mark.parametrize(
-    "given, expected", [(None, ["0", "1", "2"]), ("2,3", ["2", "3"]), ("GPU-a", ["GPU-a"]), ("", []), ("-1", [])]
-)
-def test_gpus_are_those_that_the_user_lends(monkeypatch, given, expected):
-    monkeypatch.setattr(results, "gpus", lambda: ["H100"] * 3)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if given is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-    assert visible_gpus() == expected
-    monkeypatch.setattr(results, "gpus", list)
-    assert visible_gpus() == []
-
-
-def test_an_error_of_the_runner_ends_it(monkeypatch, tmp_path):
-    """A full disk, say: the other cells are not begun, and the error is shown."""
-
-    def full(*_):
-        raise OSError("no space")
-
-    monkeypatch.setattr(results, "append", full)
-    monkeypatch.setattr(results, "result_line", lambda *_: {})
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-    cells = [Cell(name, ("false",), {}, "", {}) for name in "ab"]
-    with pytest.raises(OSError, match="no space"):
-        run_cells(cells, Places(tmp_path, "", ""), tmp_path / "x.jsonl", 1)
-    assert (tmp_path / "cells" / "a" / "log").exists() and not (tmp_path / "cells" / "b" / "log").exists()
-
-
-def test_the_last_line_of_a_log(tmp_path):
-    (tmp_path / "log").write_text("first\n 10 %\r 20 %\nerror: no\n\n")
-    assert last_line(tmp_path / "log") == "error: no"
 
 
 # --- The report

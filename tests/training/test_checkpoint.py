@@ -1,12 +1,13 @@
-"""What is not finite is never saved."""
+"""What is not finite is never saved, and only what is no longer needed is removed."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from emmental.training.checkpoint import check_finite
+from emmental.training.checkpoint import check_finite, clear, remove_old
 from emmental.training.loop import Progress
 from emmental.utils.errors import InputError
 
@@ -19,3 +20,24 @@ def test_a_weight_that_is_not_finite_is_named(value):
         state.model[1].bias[2] = value
     with pytest.raises(InputError, match=r"^step 7: 1 weights are NaN or infinite, the first 1\.bias;"):
         check_finite(state)
+
+
+def test_checkpoints_of_later_steps_are_not_counted(tmp_path):
+    """A run that went back to step 3 has just saved 6 and keeps one; the old 9 does not take its place."""
+    for step in (3, 6, 9):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "state.json").write_text(json.dumps({"step": step}))
+    remove_old(tmp_path, 1, SimpleNamespace(progress=Progress(step=6), passed_over=set()))
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-6", "checkpoint-9"}
+
+
+def test_overwriting_removes_a_runs_files_and_no_others(tmp_path):
+    """Folders that only look like checkpoints are somebody's."""
+    of_a_run = ["eval_results.txt", "predictions_.json", "nbest_predictions_.json", "null_odds_.json", "result.json"]
+    for name in [*of_a_run, "README.md", "model.safetensors", "notes.txt"]:
+        (tmp_path / name).touch()
+    for name in ("checkpoint-2", "checkpoint-of-mine", "banks", "tensorboard"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-2" / "state.json").write_text("{}")
+    clear(tmp_path, resumed=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-of-mine", "notes.txt"}

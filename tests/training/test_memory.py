@@ -116,6 +116,15 @@ def test_banks_leave_room_for_training_and_lie_alike_after_resuming(monkeypatch,
     assert places[0] == places[1] == ["meta"] * plan.on_device + ["cpu"] * (11 - plan.on_device)
 
 
+@pytest.mark.parametrize("processes, copies, apart", [(1, 3, 1.0), (4, 4, 1.5)])
+def test_processes_exchange_gradients_in_memory_of_their_own(monkeypatch, base, qqp, processes, copies, apart):
+    monkeypatch.setattr("emmental.utils.distributed.world_size", lambda: processes)
+    plan = Plan(QQP, 32, 1, 10, 0)
+    parts = plan_memory(base, qqp, plan, (), torch.float32, torch.device("cpu")).parts
+    trained = sum(4 * parameter.numel() for parameter in base.parameters() if parameter.requires_grad)
+    assert parts["gradients and moments"] == copies * trained and parts["other"] == apart * GIB
+
+
 def test_lines_say_where_banks_lie_and_when_it_may_not_fit(monkeypatch, base, qqp):
     plan = planned(monkeypatch, base, qqp, 11, torch.float32)
     first, second = plan.lines()
