@@ -75,8 +75,8 @@ def groups(lines: list[dict]) -> list[Group]:
     return sorted(found.values(), key=lambda g: (-g.keep, g.epochs, -g.learning_rate, methods.index(g.method)))
 
 
-def remark(group: Group, metrics: list[str], floors: list[dict]) -> str:
-    """Whether a model is at a floor, or below one, by the mean of the first metric; and how many cells failed.
+def remark(group: Group, metrics: list[str], floors: list[dict], teachers: list[dict]) -> str:
+    """Whether a model is at a floor, or below one, by the mean of the first metric; other teachers; failed cells.
 
     Where the other metrics are not the floor's, as with guesses of another class, the remark says so.
     """
@@ -90,31 +90,31 @@ def remark(group: Group, metrics: list[str], floors: list[dict]) -> str:
         alike = all(abs(other) <= AT_FLOOR if at else other <= AT_FLOOR for other in others)
         notes.append(f"{'at' if at else 'below'} {name}" + ("" if alike else f" in {NAMES[metrics[0]]} alone"))
     failed = len(group.lines) - len(group.finished)
-    return "; ".join(notes + ([f"{failed} failed"] if failed else []))
+    return "; ".join(notes + other_teachers(group, metrics, teachers) + ([f"{failed} failed"] if failed else []))
+
+
+def other_teachers(group: Group, metrics: list[str], teachers: list[dict]) -> list[str]:
+    """The metrics of teachers that are not the table's, as one trained anew may be; nothing where there is none."""
+    known = [line["metrics"] for line in teachers]
+    others = [line | {"metrics": line["teacher"]} for line in group.finished if known and line["teacher"] not in known]
+    found = {" / ".join(f"{percent(line, metric):.1f}" for metric in metrics) for line in others}
+    return [f"another teacher, {metrics}" for metrics in sorted(found)]
 
 
 def table(lines: list[dict]) -> str:
     """The Markdown table of one set of data."""
     finished = [line for line in lines if line["status"] == "finished"]
-    teachers = [line for line in finished if line["kind"] == "teacher"]
-    floors = [line for line in finished if line["kind"] == "floor"]
+    teachers, floors = ([line for line in finished if line["kind"] == kind] for kind in ("teacher", "floor"))
     metrics = list(next((line["metrics"] for line in finished), {}))
-    titles = [
-        "method",
-        "epochs",
-        "learning rate",
-        "weights left",
-        "as released",
-        *(NAMES[metric] for metric in metrics),
-    ]
-    titles += ["seeds", "of the teacher", "steps", "remark"]
+    titles = ["method", "epochs", "learning rate", "weights left", "as released"]
+    titles += [*(NAMES[metric] for metric in metrics), "seeds", "of the teacher", "steps", "remark"]
     body = []
     for line in teachers:
         values = [f"{percent(line, metric):.1f}" for metric in metrics]
         recipe = [str(line["epochs"]), rate(line["learning_rate"])]
         body.append(["teacher", *recipe, "100 %", "", *values, "1", "", str(line.get("steps", "")), ""])
     for group in groups([line for line in lines if line["kind"] == "pruned"]):
-        body.append(table_row(group, metrics, floors))
+        body.append(table_row(group, metrics, floors, teachers))
     for line in floors:
         values = [f"{percent(line, metric):.1f}" for metric in metrics]
         body.append([FLOORS[line["method"]], "", "", "", "", *values, "", "", "", ""])
@@ -122,17 +122,18 @@ def table(lines: list[dict]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def table_row(group: Group, metrics: list[str], floors: list[dict]) -> list[str]:
+def table_row(group: Group, metrics: list[str], floors: list[dict], teachers: list[dict]) -> list[str]:
     """A method's cells of the table; the first metric decides what is kept of the teacher, and the remark."""
     finished, first = group.finished, metrics[0] if metrics else ""
     row = [group.method, str(group.epochs), rate(group.learning_rate)]
     if not finished:
-        return [*row, f"{group.keep:g} %", "", *("" for _ in metrics), "0", "", "", remark(group, metrics, [])]
+        return [*row, f"{group.keep:g} %", "", *("" for _ in metrics), "0", "", "", remark(group, metrics, [], [])]
     left = [f"{mean(line[name] for line in finished):.1f} %" for name in results.REMAINING[:2]]
     scores = [spread(group.values(metric)) for metric in metrics]
     kept = [100 * line["metrics"][first] / line["teacher"][first] for line in finished]
     steps = ", ".join(sorted({str(line["steps"]) for line in finished}))
-    return [*row, *left, *scores, str(len(finished)), f"{spread(kept)} %", steps, remark(group, metrics, floors)]
+    row += [*left, *scores, str(len(finished)), f"{spread(kept)} %", steps]
+    return [*row, remark(group, metrics, floors, teachers)]
 
 
 def picture(sets: dict[tuple, list[dict]], path: Path) -> None:

@@ -395,6 +395,17 @@ def test_report_gives_means_spreads_and_floors(lines_file):
     assert all(len(row) == len(titles) for row in rows if row and len(row) > 1)
 
 
+def test_report_says_where_a_teacher_was_another(lines_file):
+    """One trained anew, say; the share that is kept is of the line's own."""
+    own = {"acc": 0.7, "f1": 0.65}
+    results.append(lines_file, line("o", method="CAP-soft", metrics={"acc": 0.63, "f1": 0.6}, teacher=own))
+    report.write(lines_file)
+    rows = [row.split(" | ") for row in lines_file.with_suffix(".md").read_text().splitlines()]
+    remarks = {row[0].removeprefix("| "): (row[8], row[-1]) for row in rows if len(row) > 8 and row[3] == "10.0 %"}
+    assert remarks["CAP-soft"][0] == "90.0 %" and remarks["CAP-soft"][1].endswith("; another teacher, 70.0 / 65.0 |")
+    assert not any("another teacher" in said for name, (_, said) in remarks.items() if name != "CAP-soft")
+
+
 @pytest.mark.parametrize("task, value", [("squad", 47.5), ("qqp", 0.475)])
 def test_squads_metrics_are_in_per_cent_already(task, value):
     assert report.percent({"task": task, "metrics": {"f1": value}}, "f1") == 47.5
