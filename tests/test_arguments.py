@@ -10,16 +10,16 @@ from emmental.utils.flags import default_of
 # What the scripts and published commands leave out, so that a run goes by it. The released values: those of movement
 # pruning's scripts, from which CAP's come, and CAP's own.
 RELEASED = {
-    **{"learning_rate": 5e-5, "mask_scores_learning_rate": 1e-2, "weight_decay": 0.0, "adam_epsilon": 1e-8},
-    **{"max_grad_norm": 1.0, "num_train_epochs": 3.0, "max_steps": -1, "warmup_steps": 0, "seed": 42},
-    **{"gradient_accumulation_steps": 1, "per_gpu_train_batch_size": 8},
-    **{"pruning_method": "topK", "mask_init": "constant", "mask_scale": 0.0, "initial_threshold": 1.0},
-    **{"final_threshold": 0.7, "initial_warmup": 1, "final_warmup": 2, "regularization": "null", "final_lambda": 0.0},
-    **{"global_topk": False, "global_topk_frequency_compute": 25, "temperature": 2.0},
-    **{"use_contrastive_loss": False, "contrastive_temperature": 0.01, "extra_examples": 512},
-    **{"alignrep": "mean-pooling", "cl_unsupervised_loss_weight": 0.1, "use_distill": False},
-    **{"cl_normalization": "released", "snapshot_mode": "train"},
-}
+    "learning_rate": 5e-5, "mask_scores_learning_rate": 1e-2, "weight_decay": 0.0, "adam_epsilon": 1e-8,
+    "max_grad_norm": 1.0, "num_train_epochs": 3.0, "max_steps": -1, "warmup_steps": 0, "seed": 42,
+    "gradient_accumulation_steps": 1, "per_gpu_train_batch_size": 8,
+    "pruning_method": "topK", "mask_init": "constant", "mask_scale": 0.0, "initial_threshold": 1.0,
+    "final_threshold": 0.7, "initial_warmup": 1, "final_warmup": 2, "regularization": "null", "final_lambda": 0.0,
+    "global_topk": False, "global_topk_frequency_compute": 25, "temperature": 2.0,
+    "use_contrastive_loss": False, "contrastive_temperature": 0.01, "extra_examples": 512,
+    "alignrep": "mean-pooling", "cl_unsupervised_loss_weight": 0.1, "use_distill": False,
+    "cl_normalization": "released", "snapshot_mode": "train",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind, own", [

@@ -16,7 +16,7 @@ from emmental.utils.precision import Precision
 CPU = Precision(torch.device("cpu"))
 FLAGS = """--task_name qqp --model_name_or_path x --do_train --teacher_name_or_path t --use_contrastive_loss
     --use_distill --pruning_method sigmoied_threshold --initial_threshold 0.01 --final_threshold 0.2 --regularization l1
-    --final_lambda 7 --warmup_steps 5 --initial_warmup 1 --final_warmup 3 --learning_rate 0.03
+    --final_lambda 7 --warmup_steps 5 --initial_warmup 2 --final_warmup 3 --learning_rate 0.03
     --mask_scores_learning_rate 0.04 --weight_decay 0.05 --adam_epsilon 0.06 --max_grad_norm 0.07 --ce_loss_weight 0.11
     --distill_loss_weight 0.12 --temperature 3 --contrastive_temperature 0.13 --cl_unsupervised_loss_weight 0.14
     --cl_supervised_loss_weight 0.15 --cl_normalization supcon --extra_examples 17 --target_sparsity 0.6"""
@@ -37,7 +37,10 @@ def state_of(args, task):
 
 def test_objective_has_every_weight_and_temperature(parsed):
     args = parsed()
-    expected = Objective(0.11, 0.12, 3.0, 0.13, 0.14, 0.15, "supcon", "l1", 17)
+    expected = Objective(
+        ce_weight=0.11, distill_weight=0.12, distill_temperature=3, contrastive_temperature=0.13,
+        unsupervised_weight=0.14, supervised_weight=0.15, normalization="supcon", penalty="l1", extra_examples=17,
+    )  # fmt: skip
     assert build.build_objective(args, SimpleNamespace(labels=("0", "1"))) == expected
     for labels in ((), None):  # a regression and a span are not contrasted by label
         assert build.build_objective(args, SimpleNamespace(labels=labels)).supervised_weight == 0
@@ -50,8 +53,8 @@ def test_optimizer_and_schedule_have_theirs(parsed):
     groups = [(group["peak"], group["decay"]) for group in optimizer.adamw.param_groups]
     assert groups == [(0.04, 0), (0.03, 0.05), (0.03, 0)]  # scores, weights, biases and LayerNorms
     assert (masks.initial_threshold, masks.final_threshold, masks.final_lambda) == (0.01, 0.2, 7)
-    assert (masks.initial_warmup, masks.final_warmup, masks.first_step) == (1, 3, 1)
-    assert (masks.controller.start, masks.controller.end, masks.controller.target) == (5, 100 - 15, 0.6)
+    assert (masks.initial_warmup, masks.final_warmup, masks.first_step, masks.total_steps) == (2, 3, 1, 100)
+    assert (masks.controller.start, masks.controller.end, masks.controller.target) == (10, 100 - 15, 0.6)
     assert masks.scores_lr(5) == pytest.approx(0.04)  # the warm-up's end
 
 
@@ -74,4 +77,4 @@ def test_the_teacher_represents_a_text_as_the_student_does(monkeypatch, padded):
     args = SimpleNamespace(teacher_name_or_path="t", alignrep="mean-pooling", pad_to_max_length=padded)
     build.load_teacher(args, SimpleNamespace(labels=("0", "1")), CPU)
     settings, packing = made
-    assert settings["alignrep"] == "mean-pooling" and packing is not padded  # as released every position is computed
+    assert settings["alignrep"] == "mean-pooling" and packing == (not padded)  # padding is computed where asked for

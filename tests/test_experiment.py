@@ -17,6 +17,7 @@ from emmental.utils.errors import InputError
 @pytest.mark.parametrize("tf32", [False, True])
 def test_precision_is_that_of_the_flags(monkeypatch, tmp_path, bf16, tf32):
     asked = []
+    monkeypatch.setattr(experiment, "lock_folder", lambda *_: None)
     monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
     args = SimpleNamespace(no_cuda=True, output_dir=str(tmp_path), fp16=False, bf16=bf16, tf32=tf32)
     assert experiment.prepare(args).dtype == (torch.bfloat16 if bf16 else None)

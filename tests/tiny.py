@@ -28,7 +28,6 @@ ROOT = Path(__file__).resolve().parent.parent
 GPUS = {name: value for name, value in os.environ.items() if name == "CUDA_VISIBLE_DEVICES"}
 LIGHT = (
     "emmental.arguments",
-    "emmental.utils.flags",
     "emmental.model.suitability",
     "emmental.data.glue",
     "emmental.data.glue_metrics",

@@ -98,7 +98,7 @@ def other_teachers(group: Group, metrics: list[str], teachers: list[dict]) -> li
     known = [line["metrics"] for line in teachers]
     others = [line | {"metrics": line["teacher"]} for line in group.finished if known and line["teacher"] not in known]
     found = {" / ".join(f"{percent(line, metric):.1f}" for metric in metrics) for line in others}
-    return [f"another teacher, {metrics}" for metrics in sorted(found)]
+    return [f"another teacher, {scores}" for scores in sorted(found)]
 
 
 def table(lines: list[dict]) -> str:

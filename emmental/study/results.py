@@ -100,7 +100,7 @@ def gpus() -> list[str]:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return answer.stdout.splitlines() if answer.returncode == 0 else []  # what it says of a failure is no name
+    return answer.stdout.splitlines() if answer.returncode == 0 else []  # it prints errors there, too
 
 
 def time_left(left: list[Cell], finished: dict[str, dict], elapsed: dict[str, float], jobs: int) -> float:

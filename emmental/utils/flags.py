@@ -1,7 +1,7 @@
 """A command line read into a dataclass: each field is a flag, each class it inherits from a group in --help.
 
-Not transformers' HfArgumentParser, which takes a second to import, has no groups in --help and answers a mistake with
-the usage of all flags: here a mistake is one line.
+Not transformers' HfArgumentParser, which takes a second to import, makes one group of a class and all that it inherits,
+and answers a mistake with the usage of all flags: here a mistake is one line.
 """
 
 import argparse
@@ -40,7 +40,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(kind: type, argv: list[str] | None = None):
-    """Reads the command line into a `kind`, a dataclass of flags; InputError in one line for what is wrong."""
+    """Reads the command line into a `kind`; InputError in one line for what is wrong.
+
+    `kind` is a dataclass of flags with two strings for --help: USAGE before, EPILOG behind.
+    """
     parser = Parser(usage=kind.USAGE, description=kind.__doc__, epilog=kind.EPILOG, allow_abbrev=False)
     groups = {}
     for item in fields(kind):

@@ -294,8 +294,7 @@ def test_tokens_are_cached_and_remade_when_needed(tmp_path, tokenizer):
         assert calls() == 1 and calls() == 0 and file.read_bytes() == whole
 
 
-def test_another_tokenizers_tokens_are_not_taken(tmp_path, tokenizer):
-    """Nor those of the same one when it keeps capitals."""
+def test_a_tokenizer_that_keeps_capitals_has_tokens_of_its_own(tmp_path, tokenizer):
     cased = type(tokenizer).from_pretrained(tokenizer.name_or_path, do_lower_case=False)
     rows, found = Rows("here", ["A b"], ["c"], [0]), []
     for used in (tokenizer, cased, tokenizer):

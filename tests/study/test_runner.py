@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -128,24 +129,25 @@ def test_a_thread_waits_for_a_teacher_in_training(runner, monkeypatch):
         waits.append(1)
         running.stopped = len(waits) == 3
 
-    monkeypatch.setattr("emmental.study.runner.time.sleep", sleep)
+    monkeypatch.setattr("emmental.study.runner.time", SimpleNamespace(sleep=sleep))
     running.take_all(0)
     assert len(waits) == 3
 
 
 def test_a_stopped_runner_ends_its_command_and_records_nothing(monkeypatch, tmp_path):
-    handlers = {}
+    handlers, log = {}, tmp_path / "cells" / "a" / "log"
     monkeypatch.setattr("signal.signal", lambda number, handler: handlers.update({number: handler}))
 
     def stop():
-        log = tmp_path / "cells" / "a" / "log"
-        while not (log.exists() and log.read_text().endswith("begun\n")):
+        for _ in range(600):
+            if log.exists() and log.read_text().endswith("begun\n"):
+                break
             time.sleep(0.05)
         handlers[signal.SIGTERM](signal.SIGTERM, None)
 
     threading.Thread(target=stop, daemon=True).start()
-    begun, cells = time.monotonic(), [cell("a", "echo begun; exec sleep 30"), cell("b")]
+    cells = [cell("a", "trap 'echo ended; exit 1' TERM; echo begun; sleep 60 & wait"), cell("b")]
     with pytest.raises(SystemExit) as end:
         run_cells(cells, Places(tmp_path, "", ""), tmp_path / "x.jsonl", 1)
-    assert end.value.code == 130 and time.monotonic() - begun < 15
+    assert end.value.code == 130 and log.read_text().endswith("begun\nended\n")
     assert results.read(tmp_path / "x.jsonl") == [] and not (tmp_path / "cells" / "b" / "log").exists()

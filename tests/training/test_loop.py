@@ -21,8 +21,9 @@ class Model(nn.Module):
 
     def __init__(self):
         super().__init__()
-        torch.manual_seed(0)
-        self.embedding, self.score = nn.Embedding(50, 8), nn.Linear(8, 3)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.embedding, self.score = nn.Embedding(50, 8), nn.Linear(8, 3)
 
     def forward(self, input_ids, attention_mask, token_type_ids, with_representation=True):
         return SimpleNamespace(classifications=(self.score(self.embedding(input_ids).sum(1)),), representation=None)
@@ -47,8 +48,8 @@ def test_accumulated_batches_are_one_of_their_size():
     whole, cut = (steps_of(Plan(16, 8 // batches, batches, epochs=3, seed=0)) for batches in (1, 2))
     assert len(whole) == len(cut) == 6
     for one, other in zip(whole, cut, strict=True):
-        assert one.grad_norm.item() == pytest.approx(other.grad_norm.item(), rel=1e-5)
-        assert one.parts["task"].item() == pytest.approx(other.parts["task"].item(), rel=1e-5)
+        assert one.grad_norm.item() == pytest.approx(other.grad_norm.item(), rel=1e-4)
+        assert one.parts["task"].item() == pytest.approx(other.parts["task"].item(), rel=1e-4)
 
 
 def test_each_batch_of_a_step_draws_examples_of_its_own(monkeypatch):

@@ -4,10 +4,14 @@ from emmental.utils.files import digest
 
 
 def test_every_block_of_a_file_counts_in_its_digest(tmp_path):
-    """Two blocks, of which the last is the same."""
-    found = []
-    for first in (b"a", b"b"):
-        path = tmp_path / first.decode()
-        path.write_bytes(first + bytes(1 << 24))
+    """It is read in blocks of 16 MiB: here one and a byte more."""
+    size, found = (1 << 24) + 1, []
+    for changed in (None, 0, size - 1):
+        path = tmp_path / str(changed)
+        with path.open("wb") as file:
+            file.truncate(size)
+            if changed is not None:
+                file.seek(changed)
+                file.write(b"x")
         found.append(digest(path))
-    assert found[0][0] == found[1][0] == (1 << 24) + 1 and found[0][1] != found[1][1]
+    assert {length for length, _ in found} == {size} and len({checksum for _, checksum in found}) == 3
