@@ -194,6 +194,8 @@ class PruningArguments:
         refuse(bool(self.final_lambda) and not penalised, "--final_lambda needs --regularization l1 or l0")
         unscaled = bool(self.final_lambda) and self.final_threshold == 0
         refuse(unscaled, "--final_threshold 0: lambda is final_lambda * threshold / final_threshold; give another")
+        below = f"--initial_threshold {self.initial_threshold}: lambda, which follows the threshold, would be below 0"
+        refuse(bool(self.final_lambda) and self.initial_threshold * self.final_threshold < 0, below)
         refuse(self.global_topk and name != "threshold", f"--global_topk needs --pruning_method threshold, not {name}")
         if (target := self.target_sparsity) is not None:
             refuse(not 0 < target < 1, f"--target_sparsity {target}: above 0 and below 1")
@@ -261,7 +263,7 @@ class DistillationArguments:
         for name in ("ce_loss_weight", "distill_loss_weight"):
             refuse(not 0 <= getattr(self, name) < float("inf"), f"--{name} {getattr(self, name)}: at least 0")
         refuse(not 0 < self.temperature < float("inf"), f"--temperature {self.temperature}: above 0")
-        if self.do_train and self.masked:
+        if self.do_train:
             self.check_teacher_flags()
 
     def check_teacher_flags(self) -> None:
@@ -280,7 +282,7 @@ class DistillationArguments:
 
     @property
     def needs_teacher(self) -> bool:
-        return self.do_train and self.masked and (self.use_distill or "finetuned" in self.banks)
+        return self.do_train and (self.use_distill or "finetuned" in self.banks)
 
 
 class CommonArguments(DistillationArguments, ContrastiveArguments, PruningArguments, TrainingArguments, ModelArguments):

@@ -13,7 +13,7 @@ from emmental.model.families import FAMILIES, family_of, full_type, is_masked
 from emmental.model.heads import CLASSIFIES, check_head, check_order, label_names
 from emmental.model.validation import TOKENIZERS, check_config, check_masks_defined, check_model, is_path
 from emmental.model.vocabulary import vocabulary
-from emmental.pruning.methods import MIN_SHARE_KEPT, highest_sparsity
+from emmental.pruning.methods import METHODS, MIN_SHARE_KEPT, highest_sparsity
 from emmental.utils.errors import InputError, print_once
 from emmental.utils.files import read_json
 
@@ -32,8 +32,10 @@ def check_models(args, labels: tuple[str, ...] | None) -> None:
     args.model_type = fitting_type(args.model_type, name, family_of(found))
     args.teacher_type = full_type(args.teacher_type, family_of(found))
     student = check_student(name, args.config_name, args.tokenizer_name, length, args.trains, labels)
-    if args.target_sparsity and is_masked(args.trains):
-        check_target(args.target_sparsity, args.config_name or name, student)
+    if is_masked(args.trains):
+        check_first_masks(args, student)
+        if args.target_sparsity:
+            check_target(args.target_sparsity, args.config_name or name, student)
     if not args.trains:
         say_other_task("--model_name_or_path", name, args)
     if args.needs_teacher:
@@ -50,6 +52,23 @@ def say_other_task(flag: str, name: str, args) -> None:
         theirs, ours = trained.get(key), getattr(args, key, None)
         if None not in (theirs, ours) and theirs != ours:
             print_once(f"warning: {flag} {name}: trained with {key} {theirs}, and here it is {ours}")
+
+
+def check_first_masks(args, config: dict) -> None:
+    """Refuses an initial threshold that no new score exceeds: all but the fewest weights would go before step 0 (D68).
+
+    Scores of a masked folder, of that `config`, are taken as they are.
+    """
+    method = METHODS[args.pruning_method]
+    kept = METHODS.get(config.get("pruning_method")) if is_masked(config["model_type"]) else None
+    compared = method.scored and not method.smooth and not method.ranked and not args.global_topk
+    if not compared or args.mask_init == "kaiming" or (kept and kept.scored):
+        return
+    highest = 1 / (1 + math.exp(-args.mask_scale)) if method.sigmoid else args.mask_scale
+    if highest <= args.initial_threshold:
+        scores = f"{'the sigmoids of ' if method.sigmoid else ''}new scores are at most {highest:g}"
+        scores += f" (--mask_scale {args.mask_scale}), none above it"
+        raise InputError(f"--initial_threshold {args.initial_threshold}: {scores}")
 
 
 def check_target(target_sparsity: float, name: str, config: dict) -> None:

@@ -1,11 +1,12 @@
 """Whether models and task fit, and what a missing teacher's line advises."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 
 from emmental import MaskedBertConfig, MaskedBertForSequenceClassification
-from emmental.model.suitability import check_student, check_teacher_exists, say_other_task
+from emmental.model.suitability import check_first_masks, check_student, check_teacher_exists, say_other_task
 from emmental.utils.errors import InputError
 
 
@@ -21,6 +22,33 @@ def test_a_model_of_the_other_squad_is_named(tmp_path, capsys):
     (tmp_path / "arguments.json").write_text('{"version_2_with_negative": true}')
     say_other_task("--model_name_or_path", str(tmp_path), SimpleNamespace(version_2_with_negative=False))
     assert "trained with version_2_with_negative True, and here it is False" in capsys.readouterr().out
+
+
+START = {"pruning_method": "sigmoied_threshold", "mask_init": "constant", "mask_scale": 0.0, "global_topk": False}
+DENSE, MASKED = {"model_type": "bert"}, {"model_type": "masked_bert"}
+
+
+@pytest.mark.parametrize(
+    "threshold, flags, config, refused",
+    [
+        (0.499, {}, DENSE, False),  # the sigmoid of a score of 0 is 0.5
+        (0.5, {}, DENSE, True),
+        (0.5, {"mask_init": "uniform"}, DENSE, True),
+        (0.5, {"mask_scale": 0.1}, DENSE, False),
+        (0.0, {"pruning_method": "threshold"}, DENSE, True),
+        (-0.1, {"pruning_method": "threshold"}, DENSE, False),
+        (0.0, {"pruning_method": "threshold", "mask_init": "kaiming"}, DENSE, False),
+        (0.5, {"pruning_method": "threshold", "global_topk": True}, DENSE, False),  # ranks, not values
+        (0.5, {"pruning_method": "topK"}, DENSE, False),
+        (1.0, {"pruning_method": "l0"}, DENSE, False),
+        (0.5, {}, MASKED | {"pruning_method": "topK"}, False),  # its own scores are where training starts
+        (0.5, {}, MASKED | {"pruning_method": "magnitude"}, True),  # it has none
+    ],
+)
+def test_a_threshold_that_no_new_score_exceeds_is_refused(threshold, flags, config, refused):
+    args = SimpleNamespace(**START | flags, initial_threshold=threshold)
+    with pytest.raises(InputError, match=f"--initial_threshold {threshold}") if refused else nullcontext():
+        check_first_masks(args, config)
 
 
 def test_a_pruned_model_is_not_fine_tuned_as_a_dense_one(tmp_path):

@@ -174,6 +174,15 @@ ROWS = {
         *("qqp", ["--pruning_method", "sigmoied_threshold", "--final_threshold", 0.1]),
         "--initial_threshold 1.0 and --final_threshold 0.1: what scores have to exceed cannot fall",
     ),
+    "threshold that no score exceeds": (
+        *("qqp", ["--pruning_method", "threshold", "--initial_threshold", 0, "--final_threshold", 0.1]),
+        "--initial_threshold 0.0: new scores are at most 0 (--mask_scale 0.0), none above it",
+    ),
+    "lambda below 0": (
+        "qqp",
+        ["--pruning_method", "threshold", "--initial_threshold", -1, "--regularization", "l1", "--final_lambda", 10],
+        "--initial_threshold -1.0: lambda, which follows the threshold, would be below 0",
+    ),
     "distillation of weight 0": (
         *("qqp", ["--use_distill", "--teacher_name_or_path", teacher("qqp")]),
         "--use_distill needs --distill_loss_weight above 0",

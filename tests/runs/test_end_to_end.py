@@ -174,11 +174,12 @@ def test_weights_of_older_runs_are_read_as_tensors_only(trained, world, tmp_path
     assert {path.name for path in tmp_path.iterdir()} == {"old"}
 
 
+CUT = ["--pruning_method", "threshold"]
 OTHER = {
     "global_topk": GLOBAL,
     "l0": ["--pruning_method", "l0", "--regularization", "l0", "--final_lambda", 10, "--mask_scale", 2],
     "magnitude": ["--pruning_method", "magnitude", "--final_threshold", 0.1],
-    "threshold": ["--pruning_method", "threshold", "--initial_threshold", 0, "--final_threshold", 0.005],
+    "threshold": [*CUT, "--initial_threshold", 0, "--final_threshold", 0.105, "--mask_scale", 0.1],
     "uniform scores": [*HARD, "--mask_init", "uniform", "--mask_scale", 0.1],
     "mean-pooling, supcon, eval snapshots": [*HARD, "--alignrep", "mean-pooling", "--cl_normalization", "supcon"],
     "every position": [*HARD, "--pad_to_max_length"],
