@@ -119,7 +119,7 @@ def restore(folder: Path, state: TrainingState) -> None:
     for name, parameter in state.model.named_parameters():
         for key in ("step", "exp_avg", "exp_avg_sq"):
             if (value := tensors.get(f"optimizer/{key}/{name}")) is not None:
-                value = value.to(state.device)
+                value = value.to(state.device, copy=True)  # the file, which a CPU maps, is removed one day
                 state.optimizer.adamw.state[parameter][key] = value[0] if key == "step" else value
     for name in vars(state.progress):
         setattr(state.progress, name, saved[name])

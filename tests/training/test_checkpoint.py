@@ -5,10 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from emmental.training.checkpoint import check_finite, clear, remove_old
+from emmental.training.checkpoint import TENSORS, TrainingState, check_finite, clear, remove_old, restore, save
+from emmental.training.logs import Losses
 from emmental.training.loop import Progress
+from emmental.training.optimizer import Optimizer
 from emmental.utils.errors import InputError
 
 
@@ -20,6 +23,30 @@ def test_a_weight_that_is_not_finite_is_named(value):
         state.model[1].bias[2] = value
     with pytest.raises(InputError, match=r"^step 7: 1 weights are NaN or infinite, the first 1\.bias;"):
         check_finite(state)
+
+
+def test_a_resumed_run_does_not_need_its_checkpoints_file(tmp_path):
+    """Its moments are copies: what a CPU has mapped would take up the disk for as long as the run goes on."""
+    states = []
+    for _ in range(2):
+        model, rates = nn.Linear(3, 2), {"learning_rate": 0.1, "mask_scores_learning_rate": 0.1}
+        rest = {"weight_decay": 0.0, "epsilon": 1e-8, "max_grad_norm": 1.0, "warmup_steps": 0, "total_steps": 9}
+        optimizer = Optimizer(model, **rates, **rest)
+        states.append(TrainingState(model, optimizer, None, Progress(), Losses(), {}, {}, torch.device("cpu")))
+    first, second = states
+    first.optimizer.backward(first.model(torch.ones(1, 3)).sum())
+    first.optimizer.step(0)
+
+    def save_model(folder):
+        folder.mkdir()
+        save_file(first.model.state_dict(), folder / "model.safetensors")
+
+    save(tmp_path / "checkpoint-1", first, save_model)
+    restore(tmp_path / "checkpoint-1", second)
+    with open(tmp_path / "checkpoint-1" / TENSORS, "r+b") as file:
+        file.write(bytes(file.seek(0, 2) - file.seek(0)))
+    for one, other in zip(first.optimizer.adamw.state.values(), second.optimizer.adamw.state.values(), strict=True):
+        assert torch.equal(one["exp_avg"], other["exp_avg"]) and one["exp_avg"].any()
 
 
 def test_checkpoints_of_later_steps_are_not_counted(tmp_path):
