@@ -87,9 +87,11 @@ class Bank:
             column = column.to(self.device)
         self.columns.append(column)
 
-    def rows(self, index: torch.Tensor) -> torch.Tensor:
-        """The rows of the examples `index` (batch,) as float32 on the device, (batch, R, hidden)."""
-        index_device = to_device(index, self.device)
+    def rows(self, index: torch.Tensor, index_device: torch.Tensor) -> torch.Tensor:
+        """The rows of the examples `index` (batch,) as float32 on the device, (batch, R, hidden).
+
+        `index_device` is `index` on the bank's device, for the columns that lie there.
+        """
         parts = [
             rows_to_device(column, index, self.device)
             if column.device.type == "cpu"
@@ -104,9 +106,10 @@ class Bank:
         `index` (batch,); `labels` (examples,), those of the whole set, or None.
         """
         others = torch.from_numpy(sample(len(self.columns[0]), extra // len(self.columns), seed))
+        extra_index = to_device(others, self.device)
         return BankSample(
-            batch_rows=self.rows(index),
-            extra_rows=self.rows(others),
-            extra_index=to_device(others, self.device),
+            batch_rows=self.rows(index, to_device(index, self.device)),
+            extra_rows=self.rows(others, extra_index),
+            extra_index=extra_index,
             extra_labels=None if labels is None else rows_to_device(labels, others, self.device),
         )

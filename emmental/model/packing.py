@@ -6,7 +6,7 @@ name "packed"; the encoder hands it the batch's `Packing`, with which it restore
 attends within each and packs again.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -30,12 +30,19 @@ class Group:
     device: torch.device
     real: torch.Tensor | None  # (tokens,): places in the flattened group; None: it has no padding
     keys: torch.Tensor | None  # (texts, 1, 1, width): keys that may be attended to, for every head and query
+    close: dict[int, torch.Tensor] = field(default_factory=dict)  # `near` of each window, which many layers share
 
     def near(self, window: int) -> torch.Tensor | None:
         """(texts or 1, 1, width, width): which keys are real and at most `window` places from a query, or itself."""
         width = self.shape[1]
         if width <= window + 1:
             return self.keys
+        if window not in self.close:
+            self.close[window] = self._near(window)
+        return self.close[window]
+
+    def _near(self, window: int) -> torch.Tensor:
+        width = self.shape[1]
         places = torch.arange(width, device=self.device)
         distance = (places[:, None] - places).abs()
         close = (distance <= window)[None, None]

@@ -65,9 +65,14 @@ class MaskedLinear(nn.Linear):
         """The mask at the threshold that is set, of the weight's shape, with its gradient to the scores."""
         if self.method.smooth:
             return hard_concrete(self.mask_scores, sample=self.training).to(self.weight.dtype)
+        mask = self.constant_mask()
+        return StraightThrough.apply(self.mask_scores, mask) if self.method.scored else mask
+
+    def constant_mask(self) -> torch.Tensor:
+        """The binary mask at the threshold that is set, without a gradient; made if a load or a move dropped it."""
         if self.mask is None:
             set_threshold(self, self.threshold)
-        return StraightThrough.apply(self.mask_scores, self.mask) if self.method.scored else self.mask
+        return self.mask
 
     def masked_weight(self) -> torch.Tensor:
         return self.weight if self.threshold is None else self.weight * self.current_mask()

@@ -23,14 +23,15 @@ def masked_products(encoder: nn.Module) -> Iterator[None]:
     first one is used. Autograd goes backwards from what was made last, so a layer's gradients then travel while those
     of the layers below are computed.
     """
-    linears = [x for x in masked_linears(encoder).values() if x.threshold is not None and not x.method.smooth]
-    if not linears or linears[0].weight.device.type == "cpu":
+    # ModernBERT's encoder is the list of layers itself
+    parts = getattr(encoder, "layer", encoder) if distributed.world_size() > 1 else [encoder]
+    groups = [[x for x in masked_linears(part).values() if x.threshold is not None] for part in parts]
+    linears = [linear for together in groups for linear in together]
+    if not linears or linears[0].method.smooth or linears[0].weight.device.type == "cpu":
         yield
         return
     try:
-        layers = getattr(encoder, "layer", encoder)  # ModernBERT's encoder is the list itself
-        for part in layers if distributed.world_size() > 1 else [encoder]:
-            together = [x for x in masked_linears(part).values() if x in linears]
+        for together in groups:
             for linear in together:
                 linear.make_product = partial(make_products, together)
         yield
@@ -40,8 +41,12 @@ def masked_products(encoder: nn.Module) -> Iterator[None]:
 
 
 def make_products(linears: list[MaskedLinear]) -> None:
-    """Sets each linear's `product`: its masked weight and its bias, in autocast's type where that is on."""
-    weights = MaskedProducts.apply(*[x.weight for x in linears], *[x.current_mask() for x in linears])
+    """Sets each linear's `product`: its masked weight and its bias, in autocast's type where that is on.
+
+    The linears of a model have one method in common.
+    """
+    scores = [x.mask_scores for x in linears] if linears[0].method.scored else []
+    weights = MaskedProducts.apply([x.constant_mask() for x in linears], *[x.weight for x in linears], *scores)
     biases = [x.bias for x in linears]
     device = weights[0].device.type
     if torch.is_autocast_enabled(device):
@@ -53,20 +58,24 @@ def make_products(linears: list[MaskedLinear]) -> None:
 
 
 class MaskedProducts(torch.autograd.Function):
-    """`apply(*weights, *masks)`: the products of many matrices by one call, their gradients by two."""
+    """`apply(masks, *weights, *scores)`: many masked weights by one call, their gradients by two.
+
+    A mask's gradient goes to its scores as it is, as by StraightThrough; magnitude has no scores.
+    """
 
     @staticmethod
-    def forward(ctx, *factors):
-        ctx.save_for_backward(*factors)
-        middle = len(factors) // 2
-        return tuple(torch._foreach_mul(factors[:middle], factors[middle:]))
+    def forward(ctx, masks, *weights_and_scores):
+        weights = weights_and_scores[: len(masks)]
+        ctx.save_for_backward(*weights, *masks)
+        return tuple(torch._foreach_mul(weights, masks))
 
     @staticmethod
     def backward(ctx, *gradients):
-        middle, factors, wanted = len(gradients), ctx.saved_tensors, ctx.needs_input_grad
-        to_weights = torch._foreach_mul(gradients, factors[middle:]) if any(wanted[:middle]) else [None] * middle
-        to_masks = torch._foreach_mul(gradients, factors[:middle]) if any(wanted[middle:]) else [None] * middle
-        return *to_weights, *to_masks
+        middle, factors, (_, *wanted) = len(gradients), ctx.saved_tensors, ctx.needs_input_grad
+        weights, masks, scored = factors[:middle], factors[middle:], wanted[middle:]
+        to_weights = torch._foreach_mul(gradients, masks) if any(wanted[:middle]) else [None] * middle
+        to_scores = torch._foreach_mul(gradients, weights) if any(scored) else [None] * len(scored)
+        return None, *to_weights, *to_scores
 
 
 class Cast(torch.autograd.Function):

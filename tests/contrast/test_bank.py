@@ -31,7 +31,7 @@ def test_columns_are_kept_and_written_in_the_banks_type(tmp_path, dtype):
     bank, column = Bank(tmp_path, CPU, dtype), torch.rand(5, 3)
     bank.add("one.safetensors", column, write=True)
     assert bank.columns[0].dtype == dtype and load_file(tmp_path / "one.safetensors")["rows"].dtype == dtype
-    rows = bank.rows(torch.tensor([4, 1]))
+    rows = bank.rows(index := torch.tensor([4, 1]), index)
     assert rows.dtype == torch.float32 and torch.equal(rows[:, 0], column.to(dtype)[[4, 1]].float())
 
 

@@ -71,8 +71,8 @@ def gradients_swapped() -> None:
     backward = products.MaskedProducts.backward
 
     def swapped(ctx, *gradients):
-        given = backward(ctx, *gradients)
+        masks, *given = backward(ctx, *gradients)
         middle = len(given) // 2
-        return *given[middle:], *given[:middle]
+        return masks, *given[middle:], *given[:middle]
 
     products.MaskedProducts.backward = staticmethod(swapped)
