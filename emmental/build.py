@@ -71,8 +71,10 @@ def load_student(args: CommonArguments, task: Task, precision: Precision) -> Mas
     if args.do_train and args.masked:
         masks = {name: getattr(args, name) for name in ("pruning_method", "mask_init", "mask_scale")}
         settings |= {**masks, "threshold": None}
-    elif args.do_train or not is_masked(saved_config(args.config_name or args.model_name_or_path)["model_type"]):
+    elif args.do_train:
         settings["pruning_method"] = None
+    else:
+        settings |= as_saved(args.config_name or args.model_name_or_path)
     return load(args, task, args.model_name_or_path, precision, **settings)
 
 
@@ -82,8 +84,12 @@ def load_teacher(args: CommonArguments, task: Task, precision: Precision) -> Mas
 
 def load_saved(args: CommonArguments, task: Task, name: str, precision: Precision, **settings) -> MaskedModel:
     """A model as its folder's config has it, masked or dense."""
-    as_saved = {} if is_masked(saved_config(name)["model_type"]) else {"pruning_method": None}
-    return load(args, task, name, precision, **as_saved, **settings)
+    return load(args, task, name, precision, **as_saved(name), **settings)
+
+
+def as_saved(name: str) -> dict:
+    """What to load a model with so that it is masked, or dense, as its config says."""
+    return {} if is_masked(saved_config(name)["model_type"]) else {"pruning_method": None}
 
 
 def load(args: CommonArguments, task: Task, name: str, precision: Precision, **settings) -> MaskedModel:
@@ -168,7 +174,7 @@ def build_mask_schedule(
 
 def build_objective(args: CommonArguments, task: Task) -> Objective:
     return Objective(
-        ce_weight=args.ce_loss_weight if args.masked else 1.0,
+        ce_weight=args.ce_loss_weight,
         distill_weight=args.distill_loss_weight,
         distill_temperature=args.temperature,
         contrastive_temperature=args.contrastive_temperature,
@@ -176,7 +182,7 @@ def build_objective(args: CommonArguments, task: Task) -> Objective:
         # a span or a regression has no labels to contrast by
         supervised_weight=args.cl_supervised_loss_weight if task.labels else 0.0,
         normalization=args.cl_normalization,
-        penalty=None if args.regularization == "null" or not args.masked else args.regularization,
+        penalty=None if args.regularization == "null" else args.regularization,
         extra_examples=args.extra_examples,
     )
 

@@ -84,7 +84,7 @@ def prepare(args: CommonArguments) -> Precision:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     device = distributed.start(args.no_cuda)
-    distributed.from_main(lambda: lock_folder(Path(args.output_dir), "--output_dir"))
+    distributed.from_main(lambda: lock_folder(Path(args.output_dir)))
     print_once(distributed.describe(device))
     if args.fp16 and device.type == "cpu":
         raise InputError("--fp16 needs a GPU, and there is none; on a CPU use --bf16 or neither")

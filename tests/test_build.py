@@ -50,8 +50,9 @@ def test_optimizer_and_schedule_have_theirs(parsed):
     state = state_of(parsed(), SimpleNamespace(labels=("0", "1"), first_step=1))
     optimizer, masks = state.optimizer, state.masks
     assert (optimizer.epsilon, optimizer.max_grad_norm, optimizer.warmup_steps) == (0.06, 0.07, 5)
-    groups = [(group["peak"], group["decay"]) for group in optimizer.adamw.param_groups]
-    assert groups == [(0.04, 0), (0.03, 0.05), (0.03, 0)]  # scores, weights, biases and LayerNorms
+    groups = [(group["rate"], group["decay"]) for group in optimizer.adamw.param_groups]
+    assert groups == [("mask_scores", 0), ("weights", 0.05), ("weights", 0)]  # the last: biases and LayerNorms
+    assert optimizer.learning_rates(5) == pytest.approx({"weights": 0.03, "mask_scores": 0.04})  # the warm-up's end
     assert (masks.initial_threshold, masks.final_threshold, masks.final_lambda) == (0.01, 0.2, 7)
     assert (masks.initial_warmup, masks.final_warmup, masks.first_step, masks.total_steps) == (2, 3, 1, 100)
     assert (masks.controller.start, masks.controller.end, masks.controller.target) == (10, 100 - 15, 0.6)

@@ -102,9 +102,7 @@ def binary_mask(method: Method, values: torch.Tensor, threshold: float) -> torch
     method (exactly int(threshold * numel) weights), a value to exceed for the others.
     """
     flat = (values if method.scored else values.abs()).detach().flatten(1)
-    if method.smooth:
-        mask = hard_concrete(flat) > 0
-    elif method.ranked:
+    if method.ranked:
         mask = top_mask(flat, int(threshold * flat.shape[-1]))
     else:
         mask = above_mask(flat, threshold, method.sigmoid)

@@ -47,8 +47,8 @@ class MaskSchedule:
         """Makes the masks of optimizer step `step`; returns its threshold and lambda."""
         threshold, regu_lambda = self.set_masks(model, step)
         if self.controller:
-            number = step + self.first_step
-            regu_lambda *= self.controller.factor(model, number, self.scores_lr(step), self.steering)
+            schedule_step = step + self.first_step
+            regu_lambda *= self.controller.factor(model, schedule_step, self.scores_lr(step), self.steering)
         return threshold, regu_lambda
 
     def set_masks(self, model: nn.Module, step: int, *, new_cut: bool = True) -> tuple[float, float]:
@@ -56,9 +56,9 @@ class MaskSchedule:
 
         Without `new_cut` a global cut stays where it is, as between two of its steps.
         """
-        number = step + self.first_step
+        schedule_step = step + self.first_step
         threshold, regu_lambda = schedule_threshold(
-            number,
+            schedule_step,
             self.total_steps,
             self.warmup_steps,
             initial_threshold=self.initial_threshold,
@@ -68,7 +68,7 @@ class MaskSchedule:
             final_lambda=self.final_lambda,
         )
         if self.global_cut_every:
-            due = new_cut and number % self.global_cut_every == 0
+            due = new_cut and schedule_step % self.global_cut_every == 0
             if threshold < 1 and (self.cut is None or due):
                 self.cut = global_cut(model, threshold)
             set_threshold(model, LOWEST if self.cut is None else self.cut)

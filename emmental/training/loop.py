@@ -7,7 +7,7 @@ count of skipped steps: losses are read when they are logged.
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from inspect import signature
 
 import numpy as np
@@ -43,7 +43,7 @@ class StepResult:
     regu_lambda: float
     learning_rates: dict[str, float]  # of weights and mask_scores
     grad_norm: torch.Tensor
-    parts: dict[str, torch.Tensor] = field(default_factory=dict)
+    parts: dict[str, torch.Tensor]  # the weighted parts of the loss by name
 
 
 def train(
@@ -60,8 +60,8 @@ def train(
 ) -> Iterator[StepResult]:
     """Trains from `progress.step` to the plan's end; yields a StepResult after each optimizer step.
 
-    `banks` are those to contrast with, filled on the way; `teacher_logits`, each (examples, classes), are what is
-    distilled (None: nothing); `masks` is None for a dense model.
+    `banks` are those to contrast with, of which PrC and SnC are filled on the way; `teacher_logits`, each (examples,
+    classes), are what is distilled (None: nothing); `masks` is None for a dense model.
     """
     forward = data_parallel(model) if distributed.world_size() > 1 else model
 
@@ -123,9 +123,8 @@ def batch_loss(
         return rows_to_device(values, index_cpu, precision.device)
 
     # What is copied from the host goes before the forward pass, behind which a device would queue it.
-    labels, targets = tuple(map(of_batch, examples.labels)), None
-    if teacher_logits is not None:
-        targets = tuple(map(of_batch, teacher_logits))
+    labels = tuple(map(of_batch, examples.labels))
+    teacher = None if teacher_logits is None else tuple(map(of_batch, teacher_logits))
     extra_labels = examples.labels[0] if objective.supervised_weight else None
     samples = {
         name: bank.draw(index_cpu, extra_labels, objective.extra_examples, (*seed, number))
@@ -138,9 +137,9 @@ def batch_loss(
         outputs = model(**inputs, with_representation=bool(samples))
     logits = tuple(distributed.gather_batch(student, batch) for student in outputs.classifications)
     anchors = distributed.gather_batch(outputs.representation, batch) if samples else None
-    if targets is not None:  # a span's are as wide as the widest window, the batch's as its own
-        targets = tuple(teacher[:, : logits[0].shape[1]] for teacher in targets)
-    parts = objective.parts(logits, labels, targets, anchors, index_device, samples)
+    if teacher is not None:  # a span's logits are as wide as the widest window, the batch's as its own
+        teacher = tuple(values[:, : logits[0].shape[1]] for values in teacher)
+    parts = objective.parts(logits, labels, teacher, anchors, index_device, samples)
     if objective.penalty:
         zero = torch.zeros((), device=precision.device)  # as long as the threshold is 0, lambda is too
         parts["penalty"] = regu_lambda * regularization(model, objective.penalty) if regu_lambda else zero

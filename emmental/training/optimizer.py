@@ -59,9 +59,9 @@ class Optimizer:
         # Decay is ours to apply, under a name that torch does not know.
         self.adamw = torch.optim.AdamW(
             [
-                {"params": groups["mask_scores"], "peak": mask_scores_learning_rate, "decay": 0.0},
-                {"params": groups["weights"], "peak": learning_rate, "decay": weight_decay},
-                {"params": groups["undecayed"], "peak": learning_rate, "decay": 0.0},
+                {"params": groups["mask_scores"], "rate": "mask_scores", "decay": 0.0},
+                {"params": groups["weights"], "rate": "weights", "decay": weight_decay},
+                {"params": groups["undecayed"], "rate": "weights", "decay": 0.0},
             ],
             betas=BETAS,
             weight_decay=0.0,
@@ -95,13 +95,13 @@ class Optimizer:
 
         as released (transformers' former AdamW, D11) epsilon is outside the bias correction, which torch's AdamW
         gives when its own is divided by sqrt(1 - beta2^t), and decay acts on the updated weights (with float16 also in
-        the first few steps, which the scaler skips; t does not count those).
+        steps that the scaler skips; t does not count those).
         """
-        factor, updates = lr_factor(step, self.warmup_steps, self.total_steps), self.updates(step)
+        learning_rates, updates = self.learning_rates(step), self.updates(step)
         self.scaler.unscale_(self.adamw)
         grad_norm = nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
         for group in self.adamw.param_groups:
-            group["lr"] = group["peak"] * factor
+            group["lr"] = learning_rates[group["rate"]]
             group["eps"] = self.epsilon / math.sqrt(1 - BETAS[1] ** (updates + 1))
         self.scaler.step(self.adamw)
         if self.scaler.is_enabled():

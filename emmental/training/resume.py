@@ -202,7 +202,8 @@ def check_arguments(folder: Path, arguments: dict) -> None:
     saved = read_state(folder)["arguments"]
     arguments = {name: value for name, value in arguments.items() if name in saved or not name.endswith("_weights")}
     if wrong := _differences(saved, arguments):
-        raise InputError(f"--resume_from_checkpoint {folder}: {wrong}")
+        anew = "without this flag, --overwrite_output_dir starts anew"
+        raise InputError(f"--resume_from_checkpoint {folder}: {wrong}; {anew}")
 
 
 def _differences(saved: dict, arguments: dict) -> str:

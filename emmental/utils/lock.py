@@ -18,11 +18,11 @@ FILE = ".lock"
 HELD: dict[Path, int] = {}  # folder -> the process of this program that holds it; a forked child holds nothing
 
 
-def lock_folder(folder: Path, flag: str) -> None:
+def lock_folder(folder: Path) -> None:
     """Makes this process the only one to write to `folder`, which is made if need be, until it ends.
 
-    InputError names the process that holds the lock already; `flag` is the one that named the folder. A process may
-    run scripts one after the other: what it has locked stays its own.
+    InputError names the process that holds the lock already. A process may run scripts one after the other: what it
+    has locked stays its own.
     """
     if HELD.get(folder.resolve()) == os.getpid():
         return
@@ -36,13 +36,13 @@ def lock_folder(folder: Path, flag: str) -> None:
             tries += 1
             if isinstance(error, FileNotFoundError) and tries < 100:  # another process may just have removed it
                 continue
-            raise InputError(f"{flag} {folder}: {error.strerror}") from None
+            raise InputError(f"--output_dir {folder}: {error.strerror}") from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"{flag} {folder}: in use by {_holder(handle)}; one run per folder") from None
+            raise InputError(f"--output_dir {folder}: in use by {_holder(handle)}; one run per folder") from None
         except OSError as error:  # some network file systems
-            print_once(f"{flag} {folder}: cannot be locked ({error.strerror}); let no other run write to it")
+            print_once(f"--output_dir {folder}: cannot be locked ({error.strerror}); let no other run write to it")
             return
         if os.fstat(handle).st_nlink:
             break
@@ -57,9 +57,9 @@ def lock_folder(folder: Path, flag: str) -> None:
         pass
 
 
-def _holder(handle: int, patience: float = 2.0) -> str:
+def _holder(handle: int) -> str:
     """Who holds the lock, by its file, which its holder writes just after it has taken it."""
-    end = time.monotonic() + patience
+    end = time.monotonic() + 2
     time.sleep(0.05)  # a file left behind names the process before, until then
     while not (name := os.pread(handle, 1000, 0).decode(errors="replace").strip()) and time.monotonic() < end:
         time.sleep(0.02)

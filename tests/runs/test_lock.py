@@ -91,7 +91,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from emmental.utils.lock import lock_folder
-lock_folder(Path(sys.argv[1]), "--output_dir")
+lock_folder(Path(sys.argv[1]))
 print("held", flush=True)
 {rest}
 """
@@ -150,8 +150,8 @@ def test_a_process_that_another_thread_ends_holds_the_lock_to_its_end(tmp_path):
 def test_a_process_may_lock_twice(tmp_path):
     """As one does that runs two scripts, one after the other; a child that it forks may not."""
     rest = "other = Path(sys.argv[1]) / '..' / Path(sys.argv[1]).name\n"
-    rest += "lock_folder(other, '--output_dir')\n"
-    rest += "import os\nif not os.fork():\n    lock_folder(other, '--output_dir')\n    print('twice')\nos.wait()"
+    rest += "lock_folder(other)\n"
+    rest += "import os\nif not os.fork():\n    lock_folder(other)\n    print('twice')\nos.wait()"
     program = HOLD.format(rest=rest)
     ran = subprocess.run([sys.executable, "-c", program, tmp_path], cwd=ROOT, capture_output=True, text=True)
     assert ran.stdout == "held\n" and "in use by process" in ran.stderr
@@ -166,4 +166,4 @@ def test_a_folder_that_cannot_be_locked_is_used_all_the_same(command, tmp_path):
 def test_a_folder_that_cannot_be_made_is_refused():
     """Also where the kernel says that a folder above it is missing, as it does once another process removed it."""
     with pytest.raises(InputError, match="--output_dir /proc/none: No such file or directory"):
-        lock_folder(Path("/proc/none"), "--output_dir")
+        lock_folder(Path("/proc/none"))
