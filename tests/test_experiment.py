@@ -20,8 +20,21 @@ def test_precision_is_that_of_the_flags(monkeypatch, tmp_path, bf16, tf32):
     monkeypatch.setattr(experiment, "lock_folder", lambda *_: None)
     monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
     args = SimpleNamespace(no_cuda=True, output_dir=str(tmp_path), fp16=False, bf16=bf16, tf32=tf32)
+    monkeypatch.setattr(torch, "set_flush_denormal", lambda _: None)
     assert experiment.prepare(args).dtype == (torch.bfloat16 if bf16 else None)
     assert asked == ["high" if tf32 else "highest"]
+
+
+def test_numbers_too_small_to_compute_with_fast_are_zero(monkeypatch, tmp_path):
+    """Else Adam's moments of pruned weights end below 1e-38 for good: 0.9 times 4 of the smallest steps is 4 again."""
+    monkeypatch.setattr(experiment, "lock_folder", lambda *_: None)
+    moments = torch.full((100_000,), 1e-44)
+    assert (moments * 0.9).any()
+    experiment.prepare(SimpleNamespace(no_cuda=True, output_dir=str(tmp_path), fp16=False, bf16=False, tf32=False))
+    try:
+        assert not (moments * 0.9).any()
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def test_a_nan_is_noticed_within_a_hundred_steps_however_rarely_one_logs(tmp_path):
