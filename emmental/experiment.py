@@ -81,6 +81,9 @@ def run(args: CommonArguments, task: Task, tokenizer, precision: Precision) -> N
 
 def prepare(args: CommonArguments) -> Precision:
     """Quiets the libraries, joins the other processes, locks output_dir, and chooses device and precision."""
+    # A pruned weight has no gradient: its first moment ends at a few 1e-45, on which a CPU's Adam is ten times as slow
+    # (D71). This holds for the thread and those that it starts, so it comes before any tensor is computed.
+    torch.set_flush_denormal(True)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     device = distributed.start(args.no_cuda)
@@ -91,8 +94,6 @@ def prepare(args: CommonArguments) -> Precision:
     # in half precision torch 2.11 prefers cuDNN's attention on some GPUs, by its sources made anew for every shape of a
     # batch (not measured)
     torch.backends.cuda.enable_cudnn_sdp(False)
-    # A pruned weight has no gradient: its first moment ends at a few 1e-45, on which a CPU's Adam is ten times as slow.
-    torch.set_flush_denormal(True)
     torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
     return Precision(device, torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else None)
 

@@ -28,12 +28,13 @@ def check_models(args, labels: tuple[str, ...] | None) -> None:
     --model_type and --teacher_type become the full types, with the family that the model's config tells.
     """
     name, length = args.model_name_or_path, args.max_seq_length
-    found = check_config(name, "--model_name_or_path", 0)["model_type"]
+    config = check_config(name, "--model_name_or_path", 0)
+    found = config["model_type"]
     args.model_type = fitting_type(args.model_type, name, family_of(found))
     args.teacher_type = full_type(args.teacher_type, family_of(found))
     student = check_student(name, args.config_name, args.tokenizer_name, length, args.trains, labels)
     if is_masked(args.trains):
-        check_first_masks(args, student)
+        check_first_masks(args, config)
         if args.target_sparsity:
             check_target(args.target_sparsity, args.config_name or name, student)
     if not args.trains:
@@ -57,7 +58,8 @@ def say_other_task(flag: str, name: str, args) -> None:
 def check_first_masks(args, config: dict) -> None:
     """Refuses an initial threshold that no new score exceeds: all but the fewest weights would go before step 0 (D68).
 
-    Scores of a masked folder, of that `config`, are taken as they are.
+    `config` is that of the folder where training starts: a masked one brings its scores. kaiming's are not checked, as
+    they depend on the matrix.
     """
     method = METHODS[args.pruning_method]
     kept = METHODS.get(config.get("pruning_method")) if is_masked(config["model_type"]) else None

@@ -6,8 +6,8 @@ torch, so that flags can be checked against it in a moment.
 
 To add a method, add a row to METHODS. If it ranks scores or weights or compares them with a threshold, that is all:
 flags and their checks, masks, schedule, counting and folding read the row. One that ranks something else, as |w * s|,
-needs a field here and a case in `MaskedLinear.ranking` (masked_linear.py), a mask of another kind a branch in
-`binary_mask` (masks.py), and one that is not made once per step another in `current_mask` of MaskedLinear, as l0 has.
+needs a field here and a case in `MaskedLinear.ranking` (masked_linear.py), a binary mask of another kind a branch in
+`binary_mask` (masks.py), and one that is not made once per step `smooth` and a case in `current_mask` of MaskedLinear.
 tests/pruning/test_masks.py and tests/model/test_packing.py go over the rows, with a threshold for each.
 """
 
