@@ -83,6 +83,8 @@ def rows(methods: tuple[str, ...], keeps: tuple[float, ...], seeds=SEEDS, recipe
 FAST, OFTEN = ("--bf16",), (("SAVE_STEPS", "500"),)
 SST2 = Recipe(10)
 QQP = Recipe(10, "2e-4")
+QQP_20 = Recipe(20, "2e-4")
+QQP_20_MOVEMENT = Recipe(20, "1e-4")  # of the three rates in `search` the only one at which it is above chance
 QQP_ALL = Recipe(5, "2e-4")
 SQUAD = Recipe(10, "2e-4")  # about as many steps as 4,000 pairs of QQP have
 DEMO = Recipe(6, "5e-4")
@@ -120,6 +122,21 @@ GRIDS: dict[str, tuple[Experiment, ...]] = {
                 row
                 for keep in (10, 50)
                 for row in rows(("CAP-m", "movement", "CAP-soft", "soft movement", "magnitude"), (keep,), recipe=QQP)
+            ),
+            environment=OFTEN,
+            flags=FAST,
+        ),
+    ),
+    "qqp-20": (
+        Experiment(
+            *("qqp", "QQP", 4000),
+            rows=tuple(
+                row
+                for seed in SEEDS
+                for row in (
+                    *rows(("CAP-m", "CAP-soft", "soft movement", "magnitude"), (10,), (seed,), QQP_20),
+                    Row("movement", 10, (seed,), QQP_20_MOVEMENT),
+                )
             ),
             environment=OFTEN,
             flags=FAST,

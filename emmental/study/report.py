@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from emmental.study import results
+from emmental.study.grids import METHODS
 from emmental.utils.errors import InputError
 
 NAMES = {"acc": "accuracy", "f1": "F1", "mcc": "MCC", "acc_mm": "accuracy, mismatched", "exact": "exact match"}
@@ -157,16 +158,17 @@ def panel(axis, lines: list[dict]) -> None:
     found = groups([line for line in lines if line["kind"] == "pruned"])
     one_share, one_length = (len({getattr(group, of) for group in found}) == 1 for of in ("keep", "epochs"))
     by_epochs = one_share and not one_length
-    by_method = one_share and one_length and len({group.learning_rate for group in found}) == 1
+    by_method = one_share and one_length and len({group.method for group in found}) == len(found)
 
     def recipe(group: Group) -> tuple:
         return (group.learning_rate,) if by_epochs else (group.epochs, group.learning_rate)
 
-    colours = {method: f"C{number}" for number, method in enumerate(dict.fromkeys(group.method for group in found))}
+    methods = dict.fromkeys([*METHODS, *(group.method for group in found)])  # one colour in all pictures
+    colours = {method: f"C{number}" for number, method in enumerate(methods)}
     marks = dict(zip(dict.fromkeys(map(recipe, found)), cycle(MARKS), strict=False))
     curves = defaultdict(list)
     for group in found:
-        curves[f"{group.method} at {rate(group.learning_rate)}" if by_epochs else label(group, found)].append(group)
+        curves[label(group, found, by_epochs)].append(group)
     for number, (name, members) in enumerate(curves.items()):
         # curves at one place stand side by side so that all are seen, many of them closer
         aside = 1 + 0.24 / max(8, len(curves)) * (number - (len(curves) - 1) / 2)
@@ -194,18 +196,18 @@ def panel(axis, lines: list[dict]) -> None:
             style = ":" if line["method"] != "embeddings" else (0, (1, 3))
             axis.axhline(percent(line, metric), color="grey", linestyle=style, label=FLOORS[line["method"]])
     finish(axis, lines[0], metric, EPOCHS if by_epochs else WEIGHTS, found, "linear" if by_method else "log")
-    if by_method:  # nothing but the method differs: it has the axis
+    if by_method:  # each has one recipe: methods have the axis
         axis.set(xlim=(-0.6, len(curves) - 0.4), xlabel=f"{found[0].keep:g} % of the weights left")
-        axis.set_xticks(range(len(curves)), curves)
+        axis.set_xticks(range(len(curves)), [name.replace(" at ", "\nat ") for name in curves])
         levels = [line for line in axis.get_lines() if line.get_label() in ("teacher", *FLOORS.values())]
         axis.legend(handles=sorted(levels, key=lambda line: line.get_label() != "teacher"), fontsize=8, loc="best")
 
 
-def label(group: Group, found: list[Group]) -> str:
-    """A curve's name: the recipe is said where one method has several."""
-    recipes = {(other.epochs, other.learning_rate) for other in found if other.method == group.method}
-    recipe = f", {group.epochs} epochs at {rate(group.learning_rate)}"
-    return group.method + (recipe if len(recipes) > 1 else "")
+def label(group: Group, found: list[Group], by_epochs: bool) -> str:
+    """A curve's name: epochs and learning rate are said where the panel has several of them, unless an axis says it."""
+    epochs, rates = ({getattr(other, of) for other in found} for of in ("epochs", "learning_rate"))
+    name = group.method + (f", {group.epochs} epochs" if len(epochs) > 1 and not by_epochs else "")
+    return name + (f" at {rate(group.learning_rate)}" if by_epochs or len(rates) > 1 else "")
 
 
 def finish(axis, line: dict, metric: str, x_title: str, found: list[Group], scale: str) -> None:

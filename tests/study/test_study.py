@@ -461,6 +461,16 @@ def test_report_names_the_methods_where_nothing_else_differs(methods):
     pyplot.close(figure)
 
 
+def test_report_names_learning_rates_where_methods_differ_in_them():
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots()
+    runs = [("CAP-m", 2e-4), ("movement", 1e-4)]
+    report.panel(axis, [line("run", method=m, learning_rate=r, metrics={"acc": 0.7}) for m, r in runs])
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["CAP-m\nat 2e-4", "movement\nat 1e-4"]
+    pyplot.close(figure)
+
+
 def test_report_gives_a_method_one_colour_and_a_learning_rate_one_dot():
     from matplotlib import pyplot
 
