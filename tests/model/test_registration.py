@@ -55,7 +55,7 @@ def python(code: str, folder, *arguments: str) -> str:
     return done.stdout
 
 
-SLOW = ("emmental in the middle", "emmental again")
+SLOW = ("emmental in the middle", "emmental again", "the table of configs again")
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,12 @@ def test_classification(world, tmp_path):
     assert json.loads(counts.read_text())["remaining_weights"] == made["remaining_weights"]
 
 
+LONGER = ("distilbert", "electra")  # in a step they are as BERT, which test_resume.py has
+
+
+@pytest.mark.parametrize(
+    "world", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONGER)) for name in OTHERS], indirect=True
+)
 def test_questions_killed_and_resumed(world, tmp_path):
     flags = ["--resume_from_checkpoint", "auto", "--save_steps", 2]
     run, torn = tmp_path / "run", tmp_path / "torn"

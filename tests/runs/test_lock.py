@@ -75,7 +75,9 @@ def test_a_training_into_the_folder_of_a_running_evaluation_is_refused(world, co
     assert {path.name for path in folder.iterdir()} == {"result.json", "eval_results.txt"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_lock_ends_with_its_process(command, tmp_path, number):
     """However it ends; what it leaves makes no empty folder a used one."""
     folder = tmp_path / "run"

@@ -82,7 +82,11 @@ def check_same(folder, expected):
 
 
 @pytest.mark.parametrize(
-    "name, count", [("qqp, topK", 1), *((name, count) for name in CONFIGURATIONS for count in (2, 4))]
+    "name, count",
+    [
+        *[("qqp, topK", 1), ("qqp, topK", 4), *((name, 2) for name in CONFIGURATIONS)],
+        *(pytest.param(name, 4, marks=pytest.mark.slow) for name in CONFIGURATIONS if name != "qqp, topK"),
+    ],
 )
 def test_losses_equal_single_process(world, alone, tmp_path, name, count):
     command = still(world, *CONFIGURATIONS[name])

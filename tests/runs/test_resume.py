@@ -61,7 +61,7 @@ PLACES = [
 ]
 
 
-OFTEN = [number if number in (0, 3, 5, 6) else pytest.param(number, marks=pytest.mark.slow) for number in range(8)]
+OFTEN = [number if number in (2, 5) else pytest.param(number, marks=pytest.mark.slow) for number in range(8)]
 
 
 @pytest.mark.parametrize("number", OFTEN)  # both tasks, methods and accumulations; the rest is slow
@@ -111,7 +111,13 @@ OTHER = {
 }
 
 
-@pytest.mark.parametrize("flags", OTHER.values(), ids=OTHER)
+LONGER = ("global_topk", "l0", "logits alone of the teacher")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [pytest.param(OTHER[name], id=name, marks=[pytest.mark.slow] * (name in LONGER)) for name in OTHER],
+)
 def test_a_signal_finishes_the_step_and_saves(world, tmp_path, undisturbed, flags):
     """A signal in the middle of a step, or of an encoding pass: the step is finished, saved, and gone on from."""
     dense = "bert" in flags

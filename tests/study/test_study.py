@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny import make_glue, make_squad
+from tiny import make_glue, make_squad, succeed
 
 from emmental.study import data, report, results
 from emmental.study.__main__ import spelled_alike
@@ -134,11 +134,8 @@ results.append(Path({str(path)!r}), {{"cell": "b" * 30}})
 
 
 def floor(guess: str, task: str, folder: Path, output: Path, model: Path | str = "m") -> dict:
-    command = [sys.executable, "-m", "emmental.study.floors", guess, "--task_name", task, "--data_dir", folder]
-    done = subprocess.run(
-        [*command, "--model", model, "--output_dir", output], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    flags = [guess, "--task_name", task, "--data_dir", folder, "--model", model, "--output_dir", output]
+    succeed("emmental/study/floors.py", *flags)
     return json.loads((output / "result.json").read_text())
 
 
