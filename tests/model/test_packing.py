@@ -84,6 +84,26 @@ def assert_same(model: torch.nn.Module, batch: dict) -> None:
         torch.testing.assert_close(packed_gradients[name], value, atol=atol, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize("lengths", [[7, 4, 1], [6, 6]], ids=str)
+@pytest.mark.parametrize("window", [0, 2, 5, 6])
+def test_a_window_holds_the_real_neighbours_and_the_token_itself(lengths, window):
+    """By a loop over texts, queries and keys; the mask is made once for all layers of a batch."""
+    width = max(lengths)
+    mask = (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
+    for group in Packing(mask, torch.device("cpu")).groups:
+        texts, places = group.shape
+        near = torch.ones(1) if (made := group.near(window)) is None else made
+        near = near.bool().expand(texts, 1, places, places)
+        real = torch.ones(1) if group.keys is None else group.keys
+        real = real.bool().expand(texts, 1, 1, places)[:, 0, 0]
+        for text in range(texts):
+            for query in range(int(real[text].sum())):
+                expected = [bool(real[text, key]) and abs(query - key) <= window for key in range(places)]
+                assert near[text, 0, query].tolist() == expected
+        assert near.any(-1).all()  # padding attends to something, else its softmax would be nan
+        assert group.near(window) is made
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from(sorted(MODELS, key=str)),

@@ -251,6 +251,7 @@ def test_other_models_and_folders_are_refused(world, finished, tmp_path):
     still = ["--output_dir", folder, "--resume_from_checkpoint", "auto", "--model_name_or_path", world.still_model]
     refused = run_script(*command, *still)
     assert refused.code == 2 and "model_config was" in refused.err
+    assert refused.err.endswith("; without this flag, --overwrite_output_dir starts anew\n")
     train = (world.data("qqp") / "train.tsv").read_text().splitlines()
     flipped = train[-1][:-1] + str(1 - int(train[-1][-1]))  # one label is another
     (tmp_path / "labels").mkdir()
