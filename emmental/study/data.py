@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from emmental.data.glue import TASKS
+from emmental.data import glue, squad
 from emmental.study.grids import Experiment
 from emmental.utils.errors import InputError
 from emmental.utils.files import atomic_write
@@ -30,7 +32,7 @@ def splits(task: str) -> tuple[str, tuple[str, ...]]:
     """The file of train and those of dev."""
     if task == "squad":
         return "train-v1.1.json", ("dev-v1.1.json",)
-    return "train.tsv", tuple(f"{split}.tsv" for split in TASKS[task].dev)
+    return "train.tsv", tuple(f"{split}.tsv" for split in glue.TASKS[task].dev)
 
 
 def write_subset(experiment: Experiment, places: Places) -> None:
@@ -64,7 +66,7 @@ def first(path: Path, task: str, count: int) -> bytes:
     """A file of its first `count` rows or questions."""
     if task != "squad":
         lines = path.read_bytes().splitlines(keepends=True)
-        return b"".join(lines[: count + (TASKS[task].header is None)])
+        return b"".join(lines[: count + (glue.TASKS[task].header is None)])
     content = json.loads(path.read_text(encoding="utf-8"))
     for article in content["data"]:
         for paragraph in article["paragraphs"]:
@@ -81,9 +83,14 @@ def train_rows(experiment: Experiment, places: Places) -> int:
     return count((Path(places.data_of(experiment)) / train).read_bytes(), experiment.task)
 
 
-def described(folder: str, task: str) -> dict:
-    """Rows of train and dev, and the SHA-256 of their files in this order; says only that, where they are the Hub's."""
+def described(folder: str, task: str, cache_dir: str | None = None) -> dict:
+    """Rows of train and dev, and the SHA-256 of their files in this order, or of what was read from the Hub's.
+
+    Of the Hub's only that they are, where `cache_dir` does not hold them and they cannot be had.
+    """
     if not folder:
+        with suppress(InputError):  # of a cell that could not have them either
+            return {"source": "Hub", **of_hub(task, cache_dir)}
         return {"source": "Hub"}
     train, dev = splits(task)
     contents = [(Path(folder) / file).read_bytes() for file in (train, *dev)]
@@ -91,9 +98,22 @@ def described(folder: str, task: str) -> dict:
     return {"train": counts[0], "dev": sum(counts[1:]), "sha256": hashlib.sha256(b"".join(contents)).hexdigest()}
 
 
+@cache
+def of_hub(task: str, cache_dir: str | None) -> dict:
+    """Counts and digest of the Hub's sets; InputError where they cannot be had."""
+    if task == "squad":
+        sets = [squad.from_hub(split, False, cache_dir=cache_dir) for split in ("train", "validation")]
+        contents: list = sets
+    else:
+        sets = [glue.from_hub(task, split, cache_dir) for split in ("train", *glue.TASKS[task].dev)]
+        contents = [[rows.first, rows.second, rows.labels] for rows in sets]
+    digest = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+    return {"train": len(sets[0]), "dev": sum(map(len, sets[1:])), "sha256": digest}
+
+
 def count(content: bytes, task: str) -> int:
     """The rows or questions of a file."""
     if task == "squad":
         articles = json.loads(content)["data"]
         return sum(len(paragraph["qas"]) for article in articles for paragraph in article["paragraphs"])
-    return len(content.splitlines()) - (TASKS[task].header is None)
+    return len(content.splitlines()) - (glue.TASKS[task].header is None)

@@ -55,8 +55,9 @@ def result_line(cell: Cell, places: Places, teacher: dict, status: str, error: s
     """The line of a cell that has ended; `teacher` are its teacher's metrics, `error` a failure's last line."""
     folder = Path(run_folder(places, cell.name))
     line = {"cell": cell.name, "status": status, **cell.about, "command": cell.command}
-    line |= {"environment": cell.environment, "data": data.described(cell.data, cell.about["task"])}
     line |= {
+        "environment": cell.environment,
+        "data": data.described(cell.data, cell.about["task"], str(places.output / "cache")),
         "commit": started_from(folder.parent),
         "versions": versions(),
         "machine": machine(),

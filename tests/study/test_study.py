@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from tiny import make_glue, make_squad, succeed
 
+from emmental.data import glue, squad
 from emmental.study import data, report, results
 from emmental.study.__main__ import spelled_alike
 from emmental.study.cells import Cell, Places, grid_cells
@@ -104,6 +105,27 @@ def test_the_first_rows_and_all_of_dev(task, folder, official, tmp_path):
     (cut / train).write_bytes((cut / train).read_bytes().replace(b"ba", b"be"))
     with pytest.raises(InputError, match=rf"{train}: not from --data_dir"):
         data.write_subset(experiment, places)
+
+
+@pytest.mark.parametrize("task, dev", [("mnli", 2), ("squad", 1)])
+def test_rows_of_the_hub_are_counted_and_digested(monkeypatch, tmp_path, task, dev):
+    """As read; before they can be had a line says their source alone."""
+
+    def no_network(*_, **__):
+        raise InputError("no network")
+
+    for module in (glue, squad):
+        monkeypatch.setattr(module, "from_hub", no_network)
+    assert data.described("", task, str(tmp_path)) == {"source": "Hub"}
+    question = squad.Question("q", "Who?", "Ann and Bob", ("Ann",), (0,))
+    hub = {"texts": ["a", "b"]}  # as many questions as texts
+    monkeypatch.setattr(glue, "from_hub", lambda *_: glue.Rows("hub", hub["texts"], ["c", "d"], [0, 1]))
+    monkeypatch.setattr(squad, "from_hub", lambda *_, **__: squad.Questions("hub", [question] * len(hub["texts"])))
+    found = data.described("", task, str(tmp_path))
+    assert (found["source"], found["train"], found["dev"], len(found["sha256"])) == ("Hub", 2, 2 * dev, 64)
+    hub["texts"] = ["a", "e"] if task == "mnli" else ["a"]
+    assert data.described("", task, str(tmp_path)) == found  # read once for all cells
+    assert data.described("", task, str(tmp_path / "other"))["sha256"] != found["sha256"]
 
 
 def test_a_missing_file_is_named_before_anything_runs(tmp_path):
