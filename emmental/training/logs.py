@@ -52,8 +52,12 @@ class Losses:
         return self.sums
 
     def means(self, step: int) -> dict[str, float]:
-        """Each part's mean, and that of the total; starts the next interval."""
-        means = {f"loss/{name}": total / count for name, (total, count) in self.read(step).items()}
+        """Each part's mean over the steps that count, and that of the total; starts the next interval.
+
+        A part that came in during the interval, as snapshots do, was 0 before: so the parts add up to the total.
+        """
+        _, steps = self.read(step).get("total", (0.0, 0))
+        means = {f"loss/{name}": total / steps for name, (total, _) in self.sums.items()}
         self.sums = {}
         return means
 

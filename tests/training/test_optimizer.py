@@ -79,6 +79,13 @@ def test_bad_losses_in_a_row_end_a_run_and_single_ones_do_not():
         losses.read(7)
 
 
+def test_a_part_that_begins_in_an_interval_adds_up_with_the_others():
+    losses = Losses()
+    losses.add({"task": torch.tensor(1.0)})
+    losses.add({"task": torch.tensor(2.0), "snapshots": torch.tensor(4.0)})
+    assert losses.means(2) == {"loss/total": 3.5, "loss/task": 1.5, "loss/snapshots": 2.0}
+
+
 def test_without_a_scaler_one_is_enough():
     losses = Losses()
     losses.add(parts(1.0))
