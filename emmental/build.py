@@ -22,6 +22,7 @@ from emmental.model.heads import head_of
 from emmental.model.masked_model import MaskedModel
 from emmental.model.packing import set_packing
 from emmental.model.validation import is_packed
+from emmental.pruning.masked_linear import masked_linears
 from emmental.pruning.methods import METHODS
 from emmental.pruning.schedule import MaskSchedule
 from emmental.pruning.target_sparsity import LambdaController, score_at
@@ -129,6 +130,8 @@ def initial_state(
         scale_loss=precision.dtype == torch.float16,
     )
     masks = build_mask_schedule(args, task, plan, warmup_steps, optimizer) if args.masked else None
+    if masks and METHODS[args.pruning_method].compared and not args.global_topk:
+        warn_of_short_way(args, model, sum(map(masks.scores_lr, range(plan.total_steps))))
     rows = plan.examples
     if args.banks and args.extra_examples > rows:
         print_once(f"--extra_examples {args.extra_examples}: the training set has {rows}, all of which are used")
@@ -170,6 +173,22 @@ def build_mask_schedule(
         controller=controller,
         scores_lr=lambda step: optimizer.learning_rates(step)["mask_scores"],
     )
+
+
+def warn_of_short_way(args: CommonArguments, model: MaskedModel, way: float) -> None:
+    """Warns where no score can fall to the final threshold, so that nothing would be pruned.
+
+    `way` is about how far Adam can move a score: the sum of the scores' learning rates over the run.
+    """
+    method = METHODS[args.pruning_method]
+    if method.sigmoid and not 0 < args.final_threshold < 1:
+        return
+    lowest = min(linear.mask_scores.min().item() for linear in masked_linears(model).values())
+    needed = lowest - score_at(args.final_threshold, method)
+    if needed > way:
+        far = f"scores have to fall by {needed:.3g} to --final_threshold {args.final_threshold:g}, and this run moves "
+        far += f"them by about {way:.2g}, the sum of --mask_scores_learning_rate over its steps"
+        print_once(f"warning: nothing would be pruned: {far}; raise it, or take more steps")
 
 
 def build_objective(args: CommonArguments, task: Task) -> Objective:

@@ -46,6 +46,14 @@ def test_objective_has_every_weight_and_temperature(parsed):
         assert build.build_objective(args, SimpleNamespace(labels=labels)).supervised_weight == 0
 
 
+@pytest.mark.parametrize("rate, warned", [(0.027, True), (0.029, False)])
+def test_scores_that_cannot_reach_the_threshold_are_warned_of(parsed, capsys, rate, warned):
+    """A warm-up of 5 steps and 95 down to 0 sum to 50 rates; from 0 to a sigmoid of 0.2 it is log(4) = 1.39."""
+    state_of(parsed("--mask_scores_learning_rate", str(rate)), SimpleNamespace(labels=("0", "1"), first_step=0))
+    line = "warning: nothing would be pruned: scores have to fall by 1.39 to --final_threshold 0.2, and this run moves "
+    assert (line in capsys.readouterr().out) == warned
+
+
 def test_optimizer_and_schedule_have_theirs(parsed):
     state = state_of(parsed(), SimpleNamespace(labels=("0", "1"), first_step=1))
     optimizer, masks = state.optimizer, state.masks

@@ -63,7 +63,7 @@ def check_first_masks(args, config: dict) -> None:
     """
     method = METHODS[args.pruning_method]
     kept = METHODS.get(config.get("pruning_method")) if is_masked(config["model_type"]) else None
-    compared = method.scored and not method.smooth and not method.ranked and not args.global_topk
+    compared = method.compared and not args.global_topk
     if not compared or args.mask_init == "kaiming" or (kept and kept.scored):
         return
     highest = 1 / (1 + math.exp(-args.mask_scale)) if method.sigmoid else args.mask_scale

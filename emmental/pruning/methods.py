@@ -30,6 +30,11 @@ class Method:
         """Whether its thresholds lie between 0 and 1."""
         return self.ranked or self.sigmoid
 
+    @property
+    def compared(self) -> bool:
+        """Whether its threshold is a value that scores, or their sigmoids, have to exceed."""
+        return self.scored and not self.ranked and not self.smooth
+
 
 METHODS = {
     "topK": Method(ranked=True),

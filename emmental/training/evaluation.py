@@ -61,7 +61,8 @@ def target_report(
     if abs(before - asked) > 2:
         missed = f"{before:.2f} % remaining weights, not {asked:.2f} %"
         too_short = f"the run was too short for --mask_scores_learning_rate {scores_lr:g}"
-        print_once(f"warning: steering ended at {missed}: {too_short}")
+        remedy = f"take more steps, or a {'higher' if before > asked else 'lower'} rate"
+        print_once(f"warning: steering ended at {missed}: {too_short}; {remedy}")
     return {"target_sparsity": target_sparsity, "remaining_weights_before_calibration": before}
 
 
