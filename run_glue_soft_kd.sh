@@ -49,7 +49,9 @@ CE_LOSS_WEIGHT=${CE_LOSS_WEIGHT:-0.1}
 DISTILL_LOSS_WEIGHT=${DISTILL_LOSS_WEIGHT:-0.9}
 
 SAVE_STEPS=${SAVE_STEPS:-30000}   # optimizer steps between checkpoints; 0: none
-if [ "$CONTRAST" = 0 ]; then NAME=$METHOD; else NAME=soft-cap; fi
+NAME=soft-cap
+[ "$METHOD" = sigmoied_threshold ] || NAME=soft-cap-$METHOD
+if [ "$CONTRAST" = 0 ]; then NAME=$METHOD; fi
 if [ "$DISTILL" = 0 ]; then NAME=$NAME-no-kd; fi
 if [ -n "$TARGET_SPARSITY" ]; then AMOUNT=sparsity-$TARGET_SPARSITY; else AMOUNT=lambda-$FINAL_LAMBDA; fi
 OUTPUT=${OUTPUT:-$NAME/$AMOUNT/$TASK}
