@@ -15,7 +15,7 @@ from emmental.model.families import TYPES, is_masked
 from emmental.pruning.methods import METHODS
 from emmental.training.resume import check_empty, nothing_to_do
 from emmental.utils.errors import InputError, print_once
-from emmental.utils.flags import default_of, flag, refuse
+from emmental.utils.flags import default_of, flag, given_of, refuse
 from emmental.utils.launch import world_size
 
 START_LAMBDA = 100.0  # where steering starts if --final_lambda is not given
@@ -183,6 +183,8 @@ class PruningArguments:
             value = getattr(self, which)
             low, high = (0, 1) if method.fraction or self.global_topk else (-1e30, 1e30)
             refuse(not low <= value <= high, f"--{which} {value}: between {low:g} and {high:g} with {name}")
+        none_left = ranked and self.do_train and self.final_threshold == 0
+        refuse(none_left, f"--final_threshold 0: with {name} the fraction that is kept, of which nothing would be left")
         for which in ("initial_warmup", "final_warmup"):
             refuse(getattr(self, which) < 0, f"--{which} {getattr(self, which)}: at least 0")
         refuse(not 0 <= self.mask_scale < 1e30, f"--mask_scale {self.mask_scale}: at least 0")
@@ -279,6 +281,17 @@ class DistillationArguments:
         refuse(nothing, "--ce_loss_weight 0: no loss is left; give another weight above 0")
         if self.use_contrastive_loss and not self.banks:
             print_once("--use_contrastive_loss: no term has a weight above 0, so nothing is contrasted")
+        self.say_unused()
+
+    def say_unused(self) -> None:
+        """Names flags that have no effect, since what they are about is off."""
+        about = {item.name for item in fields(ContrastiveArguments)} | {"cl_supervised_loss_weight"}
+        about -= {"alignrep"}  # the model's config keeps it
+        if not self.use_contrastive_loss and (unused := given_of(self, about)):
+            names = " ".join(f"--{item.name}" for item in unused)
+            print_once(f"nothing is contrasted without --use_contrastive_loss; ignored: {names}")
+        if self.teacher_name_or_path and not self.needs_teacher:
+            print_once("nothing is distilled, nor contrasted with a teacher; ignored: --teacher_name_or_path")
 
     @property
     def needs_teacher(self) -> bool:
@@ -314,13 +327,10 @@ class CommonArguments(DistillationArguments, ContrastiveArguments, PruningArgume
         """Takes back the flags that a dense model has no use for, with one line that names them."""
         groups = (PruningArguments, ContrastiveArguments, DistillationArguments)
         names = {item.name for group in groups for item in fields(group)} | {"cl_supervised_loss_weight"}
-        given = []
-        for item in fields(self):
-            if item.name in names and getattr(self, item.name) != default_of(item):
-                given.append(f"--{item.name}")
+        if given := given_of(self, names):
+            for item in given:
                 setattr(self, item.name, default_of(item))
-        if given:
-            names = " ".join(given)
+            names = " ".join(f"--{item.name}" for item in given)
             print_once(
                 f"--model_type {self.model_type} trains without masks, contrast and distillation; ignored: {names}"
             )
@@ -345,7 +355,7 @@ class CommonArguments(DistillationArguments, ContrastiveArguments, PruningArgume
         refuse(
             0 < plan.total_steps <= warmup_steps,
             f"the warm-up outlasts the run: {warmup_steps} warm-up steps, and the run has {plan.total_steps} steps; "
-            "give --warmup_epochs 1 (in the scripts: an empty WARMUP) for one epoch",
+            "give fewer (--warmup_steps; in the scripts WARMUP, which if empty is an epoch) or more epochs",
         )
         refuse(
             self.banks == ("snapshots",) and plan.total_steps <= plan.steps_per_epoch,

@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 
 from emmental.arguments import GlueArguments, SquadArguments
-from emmental.utils.flags import default_of
+from emmental.utils.flags import default_of, parse
 
 # What the scripts and published commands leave out, so that a run goes by it. The released values: those of movement
 # pruning's scripts, from which CAP's come, and CAP's own.
@@ -43,3 +43,30 @@ OWN = "train_file predict_file null_score_diff_threshold n_best_size max_answer_
 def test_a_resumed_run_may_change_nothing_but_these(kind, free):
     """Of weights and data digests are compared, of batch and processes the product."""
     assert {item.name for item in fields(kind) if not item.metadata["affects_training"]} == set(free.split())
+
+
+CONTRAST = ["--contrast_with", "pretrained", "--extra_examples", "4096", "--alignrep", "cls"]
+TEACHER = ["--teacher_name_or_path", "t"]
+UNUSED_TEACHER = "nothing is distilled, nor contrasted with a teacher; ignored: --teacher_name_or_path\n"
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (
+            CONTRAST,
+            "without --use_contrastive_loss; ignored: --contrast_with --extra_examples\n",
+        ),  # cls is of the model
+        ([*CONTRAST, "--use_contrastive_loss"], ""),
+        ([*CONTRAST, *TEACHER, "--use_contrastive_loss"], UNUSED_TEACHER),
+        (TEACHER, UNUSED_TEACHER),
+        ([*TEACHER, "--use_distill", "--distill_loss_weight", "1"], ""),
+    ],
+)
+def test_flags_about_what_is_off_are_named(tmp_path, capsys, flags, said):
+    parse(
+        GlueArguments,
+        [*["--task_name", "qqp", "--model_name_or_path", "x", "--do_train", "--output_dir"], str(tmp_path), *flags],
+    )
+    out = capsys.readouterr().out
+    assert out.endswith(said) and out.count("\n") == bool(said)

@@ -27,6 +27,13 @@ def default_of(item: Field):
     return item.default if item.default is not MISSING else item.default_factory()
 
 
+def given_of(arguments, names: set[str]) -> list[Field]:
+    """The fields of these names whose value is not the default."""
+    return [
+        item for item in fields(arguments) if item.name in names and getattr(arguments, item.name) != default_of(item)
+    ]
+
+
 def refuse(wrong: bool, message: str) -> None:
     if wrong:
         raise InputError(message)

@@ -174,6 +174,10 @@ ROWS = {
         *("qqp", ["--pruning_method", "sigmoied_threshold", "--final_threshold", 0.1]),
         "--initial_threshold 1.0 and --final_threshold 0.1: what scores have to exceed cannot fall",
     ),
+    "nothing kept": (
+        *("qqp", ["--final_threshold", 0]),
+        "--final_threshold 0: with topK the fraction that is kept, of which nothing would be left",
+    ),
     "threshold that no score exceeds": (
         *("qqp", ["--pruning_method", "threshold", "--initial_threshold", 0, "--final_threshold", 0.1]),
         "--initial_threshold 0.0: new scores are at most 0 (--mask_scale 0.0), none above it",
