@@ -26,7 +26,7 @@ def flags() -> Namespace:
     parser.add_argument("--target_model_path", help="where to write (default: bertarized_<folder> beside it)")
     parser.add_argument("--format", choices=("dense", "sparse"), default="dense")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the stored values")
-    parser.add_argument("--compact", action="store_true", help="remove neurons without input or output weights")
+    parser.add_argument("--compact", action="store_true", help="remove neurons without input or output; packed")
     parser.add_argument("--overwrite", action="store_true", help="replace a target folder of an earlier call")
     return parser.parse_args()
 
