@@ -36,7 +36,7 @@ from emmental.training.console import Stop, bars
 from emmental.training.evaluation import Evaluate
 from emmental.training.logs import Log
 from emmental.training.loop import StepResult, train
-from emmental.training.memory import plan_memory
+from emmental.training.memory import disk_lines, plan_memory
 from emmental.training.objective import Classifications
 from emmental.training.resume import (
     ARGUMENTS,
@@ -110,6 +110,10 @@ def train_and_save(
     model = load_student(args, task, precision)
     memory = plan_memory(model, task.examples, plan, args.banks, getattr(torch, args.bank_dtype), precision.device)
     print_once("\n".join(memory.lines()))
+    if not resumed:
+        banks, every, limit = memory.columns * memory.column_bytes, args.save_steps, args.save_total_limit
+        for line in disk_lines(output_dir, model, plan.total_steps, banks, every, limit):
+            print_once(line)
     teacher = load_teacher(args, task, precision) if args.needs_teacher and not resumed else None
     torch.manual_seed(args.seed + distributed.rank())  # every process has its own dropout
     distributed.wait()  # every process has read its models, which may be in output_dir

@@ -2,10 +2,12 @@
 
 A bank's column has the size of the training set: 1.04 GiB of QQP's, one for each epoch but the first and two more.
 Gradients and moments, which do not exist yet, are counted; a run that resumes counts the same, and so does not end out
-of memory where the first one did not.
+of memory where the first one did not. What a run writes to its disk is estimated as well.
 """
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -84,6 +86,27 @@ def plan_memory(
         columns=sum(epochs - 1 if name == "snapshots" else 1 for name in banks),
         column_bytes=len(examples) * model.config.hidden_size * bank_dtype.itemsize,
     )
+
+
+def disk_lines(folder: Path, model: MaskedModel, steps: int, banks: int, save_steps: int, limit: int) -> list[str]:
+    """A warning where a run of so many `steps` from its start writes more to `folder` than the disk has room for.
+
+    That is `banks`, in bytes, the model, and a checkpoint (model and two moments) every `save_steps`, of which `limit`
+    stay (0: all).
+    """
+    parameters = list(model.parameters())
+    of_model = sum(x.numel() * x.element_size() for x in parameters)
+    moments = 2 * sum(x.numel() * x.element_size() for x in parameters if x.requires_grad)
+    count = steps // save_steps if save_steps else 0
+    count = min(count, limit + 1) if limit else count  # an old one goes when the new one is there
+    needed = banks + of_model + count * (of_model + moments)
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if needed <= (free := shutil.disk_usage(there).free):
+        return []
+    parts = (
+        f"banks {banks / GIB:.2f}, {count} checkpoints of {(of_model + moments) / GIB:.2f}, model {of_model / GIB:.2f}"
+    )
+    return [f"warning: {folder} may not hold this run: {needed / GIB:.2f} GiB ({parts}), {free / GIB:.2f} are free"]
 
 
 def largest_batch(examples: Examples, plan: Plan, epochs: int) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """The memory plan: what it estimates against what is there; banks in the same places on a first and a resumed run."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -140,3 +141,17 @@ def test_lines_say_where_banks_lie_and_when_it_may_not_fit(monkeypatch, base, qq
     assert on_cpu.on_device == 0 and len(on_cpu.lines()) == 1 and "free" not in on_cpu.lines()[0]
     on_cpu = plan_memory(base, qqp, Plan(QQP, 32, 1, 10, 0), ("snapshots",), torch.float32, torch.device("cpu"))
     assert on_cpu.lines()[1] == "memory: bank columns of 1.04 GiB each: 9 in memory"
+
+
+@pytest.mark.parametrize("every, limit, count", [(30_000, 0, 3), (30_000, 1, 2), (0, 0, 0)])
+def test_a_disk_too_small_for_banks_and_checkpoints_is_named(monkeypatch, tmp_path, base, every, limit, count):
+    """The published QQP recipe; a checkpoint has every parameter, and two moments of those that are trained."""
+    banks, model = 11 * QQP * 768 * 4, sum(4 * x.numel() for x in base.parameters())
+    trained = sum(4 * x.numel() for x in base.parameters() if x.requires_grad)
+    needed = banks + model + count * (model + 2 * trained)
+    for lacking in (0, 1):
+        usage = SimpleNamespace(free=needed - lacking)
+        monkeypatch.setattr(memory.shutil, "disk_usage", lambda place, usage=usage: {tmp_path: usage}[place])
+        lines = memory.disk_lines(tmp_path / "a" / "b", base, 113_710, banks, every, limit)
+        assert len(lines) == lacking
+    assert f"{needed / GIB:.2f} GiB (banks 11.45, {count} checkpoints of 2.0" in lines[0]
