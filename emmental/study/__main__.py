@@ -4,9 +4,9 @@ Teachers first, then floors and pruned models, each by the scripts that users ru
 DIR/GRID.jsonl; --report makes DIR/GRID.md and DIR/GRID.png of these lines alone.
 """
 
-import argparse
 import fcntl
 import os
+from argparse import Namespace
 from pathlib import Path
 
 from emmental.model.validation import check_config
@@ -15,10 +15,11 @@ from emmental.study.cells import Places, grid_cells
 from emmental.study.grids import GRIDS
 from emmental.study.runner import run_cells
 from emmental.utils.errors import InputError, run
+from emmental.utils.flags import Parser
 
 
-def flags() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m emmental.study", description=__doc__, allow_abbrev=False)
+def flags() -> Namespace:
+    parser = Parser(prog="python -m emmental.study", description=__doc__, allow_abbrev=False)
     parser.add_argument("grid", choices=tuple(GRIDS))
     parser.add_argument("--output_dir", required=True, help="cells, lines and report; several runners may share it")
     parser.add_argument(

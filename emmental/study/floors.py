@@ -8,8 +8,8 @@ those that score best on dev: a floor may be too high, not too low.
 questions of train.
 """
 
-import argparse
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -17,30 +17,31 @@ import numpy as np
 from emmental.data import glue, glue_metrics, squad
 from emmental.utils.errors import InputError, run
 from emmental.utils.files import write_json
+from emmental.utils.flags import Parser
 
 CUTS = np.arange(1, 20) / 20
 LONGEST, FURTHEST = 12, 40  # of a constant guess, in words: its length, and where it ends at most
 FIRST = 5000  # questions of train on which places are compared
 
 
-def read(args: argparse.Namespace, split: str) -> glue.Rows:
+def read(args: Namespace, split: str) -> glue.Rows:
     if args.data_dir:
         return glue.read(args.task_name, Path(args.data_dir) / f"{split}.tsv")
     return glue.from_hub(args.task_name, split, args.cache_dir or None)
 
 
-def dev_sets(args: argparse.Namespace) -> dict[str, glue.Rows]:
+def dev_sets(args: Namespace) -> dict[str, glue.Rows]:
     return {split: read(args, split) for split in glue.TASKS[args.task_name].dev}
 
 
-def majority(args: argparse.Namespace) -> dict[str, float]:
+def majority(args: Namespace) -> dict[str, float]:
     """The metrics of train's most frequent label."""
     counts = np.bincount(read(args, "train").labels, minlength=len(glue.TASKS[args.task_name].labels))
     dev = dev_sets(args)
     return measure(args, dev, [np.tile(counts, (len(rows), 1)).astype(float) for rows in dev.values()])
 
 
-def embeddings(args: argparse.Namespace) -> dict[str, float]:
+def embeddings(args: Namespace) -> dict[str, float]:
     """The metrics of a logistic regression on mean word embeddings."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -80,7 +81,7 @@ def embeddings(args: argparse.Namespace) -> dict[str, float]:
     return best
 
 
-def measure(args: argparse.Namespace, dev: dict[str, glue.Rows], predictions: list[np.ndarray]) -> dict[str, float]:
+def measure(args: Namespace, dev: dict[str, glue.Rows], predictions: list[np.ndarray]) -> dict[str, float]:
     """A task's metrics on its dev sets by masked_run_glue.py's names; `predictions` (rows, labels) of each set."""
     results = {}
     for (split, rows), scores in zip(dev.items(), predictions, strict=True):
@@ -89,7 +90,7 @@ def measure(args: argparse.Namespace, dev: dict[str, glue.Rows], predictions: li
     return results
 
 
-def constant(args: argparse.Namespace) -> dict[str, float]:
+def constant(args: Namespace) -> dict[str, float]:
     """F1 and exact match of the words from one fixed place of every passage to another."""
     from emmental.data import squad_metrics
 
@@ -113,7 +114,7 @@ FLOORS = {"majority": majority, "embeddings": embeddings, "constant": constant}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__, allow_abbrev=False)
     parser.add_argument("floor", choices=tuple(FLOORS))
     parser.add_argument("--task_name", required=True, help="a GLUE task with labels, or squad")
     parser.add_argument("--data_dir", default="", help="folder of the official files; default: the Hub's copy")
