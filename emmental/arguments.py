@@ -183,8 +183,8 @@ class PruningArguments:
             value = getattr(self, which)
             low, high = (0, 1) if method.fraction or self.global_topk else (-1e30, 1e30)
             refuse(not low <= value <= high, f"--{which} {value}: between {low:g} and {high:g} with {name}")
-        none_left = ranked and self.do_train and self.final_threshold == 0
-        refuse(none_left, f"--final_threshold 0: with {name} the fraction that is kept, of which nothing would be left")
+        nothing = method.ranked and self.do_train and self.final_threshold == 0  # D72
+        refuse(nothing, f"--final_threshold 0: with {name} the fraction that is kept, of which nothing would be left")
         for which in ("initial_warmup", "final_warmup"):
             refuse(getattr(self, which) < 0, f"--{which} {getattr(self, which)}: at least 0")
         refuse(not 0 <= self.mask_scale < 1e30, f"--mask_scale {self.mask_scale}: at least 0")
