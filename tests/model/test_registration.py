@@ -83,6 +83,7 @@ def test_importing_takes_a_moment(tmp_path):
     assert min(seconds) < 1
 
 
+@pytest.mark.slow
 def test_an_import_of_transformers_that_fails_may_be_tried_again(folder):
     code = """
 import emmental

@@ -54,8 +54,17 @@ def printed(out):
     return {name: float(value) for name, value in re.findall(r"^(\w+) = (\S+)$", out, re.M)}
 
 
-@pytest.mark.parametrize("kind", ["teacher", "hard", "soft"])
-@pytest.mark.parametrize("task", METRICS)
+# every task and every kind, each task with a method, and qqp with all; the other pairs are slow
+OFTEN = [*(("qqp", kind) for kind in ("teacher", "hard", "soft")), ("mnli", "hard"), ("sts-b", "soft")]
+OFTEN += [("squad1", "teacher"), ("squad1", "hard"), ("squad2", "soft")]
+PAIRS = [
+    pytest.param(task, kind, marks=[pytest.mark.slow] * ((task, kind) not in OFTEN))
+    for task in METRICS
+    for kind in ("teacher", "hard", "soft")
+]
+
+
+@pytest.mark.parametrize("task, kind", PAIRS)
 def test_a_run_leaves_its_results(trained, task, kind):
     folder, ran = trained(task, kind)
     results, masked = result(folder), kind != "teacher"
@@ -89,8 +98,7 @@ def test_a_run_leaves_its_results(trained, task, kind):
         assert (folder / "null_odds_.json").exists() == (task == "squad2")
 
 
-@pytest.mark.parametrize("kind", ["teacher", "hard", "soft"])
-@pytest.mark.parametrize("task", METRICS)
+@pytest.mark.parametrize("task, kind", PAIRS)
 def test_evaluation_alone_gives_the_same(world, trained, tmp_path, task, kind):
     folder, _ = trained(task, kind)
     command = world.command(task, model=folder)
@@ -194,7 +202,12 @@ OTHER = {
 }
 
 
-@pytest.mark.parametrize("flags", OTHER.values(), ids=OTHER)
+LONGER = ("half banks", "weight decay", "more extra examples than there are")  # other tests have them, too
+
+
+@pytest.mark.parametrize(
+    "flags", [pytest.param(OTHER[name], id=name, marks=[pytest.mark.slow] * (name in LONGER)) for name in OTHER]
+)
 def test_every_method_and_option_trains_and_evaluates_alike(world, trained, tmp_path, flags):
     command = [*world.command("qqp"), *TRAIN, *world.cap("qqp"), "--num_train_epochs", 2, "--save_steps", 0]
     if "masked_bert" in flags:

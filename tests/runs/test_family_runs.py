@@ -18,6 +18,12 @@ OTHERS = [name for name in FAMILIES if name != "bert"]
 WORDS = 40  # of the vocabulary, all of which every tokenizer has
 
 
+LONGER = ("distilbert", "electra")  # in a step they are as BERT, which the other tests run
+OFTEN = pytest.mark.parametrize(
+    "world", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONGER)) for name in OTHERS], indirect=True
+)
+
+
 @pytest.fixture(scope="module", params=OTHERS)
 def world(request, tmp_path_factory) -> World:
     return World(tmp_path_factory.mktemp(request.param), request.param)
@@ -46,6 +52,7 @@ def assert_folds(masked, folder, auto) -> None:
         torch.testing.assert_close(got[name][chosen], expected[name][chosen], atol=1e-5, rtol=1e-5)
 
 
+@OFTEN
 def test_classification(world, tmp_path):
     run = tmp_path / "run"
     succeed(*command(world, "qqp", run, *HARD))
@@ -66,12 +73,7 @@ def test_classification(world, tmp_path):
     assert json.loads(counts.read_text())["remaining_weights"] == made["remaining_weights"]
 
 
-LONGER = ("distilbert", "electra")  # in a step they are as BERT, which test_resume.py has
-
-
-@pytest.mark.parametrize(
-    "world", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONGER)) for name in OTHERS], indirect=True
-)
+@OFTEN
 def test_questions_killed_and_resumed(world, tmp_path):
     flags = ["--resume_from_checkpoint", "auto", "--save_steps", 2]
     run, torn = tmp_path / "run", tmp_path / "torn"

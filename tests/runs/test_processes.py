@@ -98,7 +98,7 @@ def test_losses_equal_single_process(world, alone, tmp_path, name, count):
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in expected.iterdir()}
 
 
-@pytest.mark.parametrize("before, after", [(1, 2), (2, 1), (4, 2)])
+@pytest.mark.parametrize("before, after", [(1, 2), (2, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
 def test_resume_with_another_number_of_processes_gives_the_same(world, alone, tmp_path, before, after):
     """A signal to one process stops them all at the same step."""
     command = still(world, "qqp", HARD)
