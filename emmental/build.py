@@ -183,7 +183,7 @@ def warn_of_short_way(args: CommonArguments, model: MaskedModel, way: float) -> 
     method = METHODS[args.pruning_method]
     if method.sigmoid and not 0 < args.final_threshold < 1:
         return
-    lowest = min(linear.mask_scores.min().item() for linear in masked_linears(model).values())
+    lowest = torch.stack([linear.mask_scores.min() for linear in masked_linears(model).values()]).min().item()
     needed = lowest - score_at(args.final_threshold, method)
     if needed > way:
         far = f"scores have to fall by {needed:.3g} to --final_threshold {args.final_threshold:g}, and this run moves "

@@ -109,11 +109,9 @@ def train_and_save(
     resumed = start.checkpoint
     model = load_student(args, task, precision)
     memory = plan_memory(model, task.examples, plan, args.banks, getattr(torch, args.bank_dtype), precision.device)
-    print_once("\n".join(memory.lines()))
-    if not resumed:
-        banks, every, limit = memory.columns * memory.column_bytes, args.save_steps, args.save_total_limit
-        for line in disk_lines(output_dir, model, plan.total_steps, banks, every, limit):
-            print_once(line)
+    banks, checkpoints = memory.columns * memory.column_bytes, (args.save_steps, args.save_total_limit)
+    disk = [] if resumed else disk_lines(output_dir, model, plan.total_steps, banks, *checkpoints)
+    print_once("\n".join(memory.lines() + disk))
     teacher = load_teacher(args, task, precision) if args.needs_teacher and not resumed else None
     torch.manual_seed(args.seed + distributed.rank())  # every process has its own dropout
     distributed.wait()  # every process has read its models, which may be in output_dir

@@ -27,10 +27,8 @@ def flags() -> Namespace:
     )
     parser.add_argument("--model", default="bert-base-uncased", help="a BERT's folder, or its name on the Hub")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time: one thread, or one GPU, each")
-    about = (
-        "print one command for each missing cell and run none; a teacher's has to end before those of its students, "
-    )
-    about += "and the lines of what was run are added by the grid's next run"
+    about = "print one command for each missing cell and run none; a teacher's has to end before its students', "
+    about += "and the grid's next run adds the lines of what was run"
     parser.add_argument("--list", action="store_true", help=about)
     parser.add_argument("--report", action="store_true", help="make table and picture, and run nothing")
     args = parser.parse_args()
