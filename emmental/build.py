@@ -139,7 +139,7 @@ def initial_state(
     names = [*args.banks] + (["finetuned"] if args.needs_teacher and "finetuned" not in args.banks else [])
     folder, dtype = Path(args.output_dir) / "banks", getattr(torch, args.bank_dtype)
     room = DeviceRoom(columns_on_device)
-    # as released snapshots are encoded with dropout on, the pre-trained model and the teacher with dropout off (D8)
+    # as released: snapshots are encoded with dropout on, the pre-trained model and the teacher with dropout off (D8)
     dropout = {"snapshots": args.snapshot_mode == "train"}
     banks = {
         name: Bank(folder, precision.device, dtype, dropout.get(name, False), room if name in args.banks else None)

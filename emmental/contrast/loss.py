@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import normalize
 
 DIVISORS = {  # --cl_normalization -> N of contrastive_loss, from the anchors' numbers of positives (batch,)
-    "released": lambda count: count.sum(),  # by the number of positives a second time (D1)
+    "released": lambda count: count.sum(),  # as released: by the number of positives a second time (D1)
     "supcon": lambda count: (count > 0).sum(),  # arXiv 2004.11362, equation 2
 }
 
@@ -49,7 +49,8 @@ def contrastive_loss(
     training set; `labels` (batch,) and `extra_labels` (E,), needed for a supervised weight other than 0. KeyError for
     another `normalization`.
     """
-    anchors = normalize(anchors.float(), dim=-1)
+    wide = torch.promote_types(torch.promote_types(anchors.dtype, own.dtype), torch.float32)
+    anchors = normalize(anchors.to(wide), dim=-1)
     # as released: the keys are detached, the gradient reaches the anchors alone (D4)
     contrast = torch.cat([anchors.detach(), own.flatten(0, 1), extra.flatten(0, 1)])
     columns = own.shape[1]  # R

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from emmental.model.families import MASKED, check_family, family_of
 from emmental.model.heads import ANSWERS, CLASSIFIES
 from emmental.model.masked_classes import masked_class
-from emmental.model.masked_model import MaskedConfig, MaskedModel
+from emmental.model.masked_model import POOLER, MaskedConfig, MaskedModel
 from emmental.pruning.masked_linear import set_threshold
 from emmental.utils.errors import InputError, print_once
 
@@ -100,7 +100,7 @@ def load_masked(directory: str, pruning_method: str | None = None, threshold: fl
     weights, expected = read_weights(folder), model.state_dict()
     # Magnitude needs no scores, and may be tried on a model that has them; older files hold a buffer of positions, and
     # for a span a pooler that nothing reads (D67).
-    unread = "position_ids", "mask_scores", ".pooler.dense.weight", ".pooler.dense.bias"
+    unread = "position_ids", "mask_scores", *POOLER
     spare = {name for name in weights if name.endswith(unread) and name not in expected}
     weights = {name: value for name, value in weights.items() if name not in spare}
     wrong = [name for name in expected if name not in weights or weights[name].shape != expected[name].shape]

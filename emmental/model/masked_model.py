@@ -48,6 +48,16 @@ def mean(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     return (hidden * weights).sum(1) / weights.sum(1)
 
 
+POOLER = (".pooler.dense.weight", ".pooler.dense.bias")  # of a span model that the released code saved; nothing read it
+
+
+def pass_over_pooler(model: nn.Module, state: dict, prefix: str, *_) -> None:
+    """Takes a pooler out of a state dict for a model that has none (D67)."""
+    own = {prefix + name for name, _ in model.named_parameters()}
+    for name in [name for name in state if name.endswith(POOLER) and name not in own]:
+        del state[name]
+
+
 class ScoreInit:
     """Initialises scores with the weights. For the inner model, since from_pretrained calls `_init_weights` of the
     innermost model that contains a module."""
@@ -95,6 +105,7 @@ class MaskedModel(ABC):
         self.freeze_embeddings()
         for linear in masked_linears(self.encoder).values():
             linear.threshold = config.threshold
+        self.register_load_state_dict_pre_hook(pass_over_pooler)
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -132,8 +143,8 @@ class MaskedModel(ABC):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The last layer's output (batch, length, hidden), and the attention mask (batch, length) on its device.
 
-        Padding is zero with packing on. A row without any real token counts its first, so that every row has a
-        finite representation. `first_only` says that only first tokens will be read; with packing on nothing else is
+        Padding is zero with packing on. The first token of a row counts as real, whatever the mask says of it, so that
+        every row has a finite representation (D26). `first_only` says that only first tokens will be read; with packing on nothing else is
         computed in the last layer, and the length is 1.
         """
         device = self.base_model.get_input_embeddings().weight.device

@@ -54,7 +54,8 @@ class MaskSchedule:
     def set_masks(self, model: nn.Module, step: int, *, new_cut: bool = True) -> tuple[float, float]:
         """The masks alone, without steering; returns the threshold, and lambda before steering.
 
-        Without `new_cut` a global cut stays where it is, as between two of its steps.
+        Without `new_cut` a global cut stays where it is, as between two of its steps; where there is none yet, one is
+        taken for these masks alone.
         """
         schedule_step = step + self.first_step
         threshold, regu_lambda = schedule_threshold(
@@ -68,10 +69,12 @@ class MaskSchedule:
             final_lambda=self.final_lambda,
         )
         if self.global_cut_every:
-            due = new_cut and schedule_step % self.global_cut_every == 0
-            if threshold < 1 and (self.cut is None or due):
-                self.cut = global_cut(model, threshold)
-            set_threshold(model, LOWEST if self.cut is None else self.cut)
+            cut, due = self.cut, new_cut and schedule_step % self.global_cut_every == 0
+            if threshold < 1 and (cut is None or due):
+                cut = global_cut(model, threshold)
+            if new_cut:
+                self.cut = cut
+            set_threshold(model, LOWEST if cut is None else cut)
         else:
             set_threshold(model, threshold)
         return threshold, regu_lambda

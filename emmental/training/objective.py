@@ -33,7 +33,8 @@ def task_loss(logits: Classifications, labels: Classifications) -> torch.Tensor:
 def distillation(logits: Classifications, teacher_logits: Classifications, temperature: float) -> torch.Tensor:
     """KL(teacher || student) of the softened distributions, per example, times temperature^2 (arXiv 1503.02531).
 
-    A regression's single logit is no distribution; there it is the squared distance to the teacher's.
+    as released: a mean over the batch (D10). A regression's single logit is no distribution; there it is the squared
+    distance to the teacher's (D34).
     """
     losses = []
     for student, teacher in zip(logits, teacher_logits, strict=True):

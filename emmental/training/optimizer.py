@@ -19,7 +19,7 @@ MAX_SKIPPED = 20  # steps in a row that float16 may skip: its scale, 2^16 at fir
 def lr_factor(step: int, warmup_steps: int, total_steps: int) -> float:
     """The factor on every learning rate at optimizer step `step` from 0: linear up, then linear down to 0.
 
-    as released the first step of a warm-up has learning rate 0 (D12).
+    as released: the first step of a warm-up has learning rate 0 (D12).
     """
     if step < warmup_steps:
         return step / warmup_steps
@@ -93,9 +93,9 @@ class Optimizer:
     def step(self, step: int) -> torch.Tensor:
         """Clips the gradients, makes optimizer step `step` from 0, and drops them; returns their norm, a scalar.
 
-        as released (transformers' former AdamW, D11) epsilon is outside the bias correction, which torch's AdamW
-        gives when its own is divided by sqrt(1 - beta2^t), and decay acts on the updated weights (with float16 also in
-        steps that the scaler skips; t does not count those).
+        as released: epsilon is outside the bias correction, as in transformers' former AdamW (D11), which torch's gives
+        when its own is divided by sqrt(1 - beta2^t), and decay acts on the updated weights (with float16 also in steps
+        that the scaler skips; t does not count those).
         """
         learning_rates, updates = self.learning_rates(step), self.updates(step)
         self.scaler.unscale_(self.adamw)

@@ -52,10 +52,8 @@ def tiny(weights: dict, method: str | None, alignrep: str = "cls") -> torch.nn.M
         num_labels=len(head), pruning_method=method, alignrep=alignrep,
     )  # fmt: skip
     model = (emmental.MaskedBertForQuestionAnswering if qa else emmental.MaskedBertForSequenceClassification)(config)
-    unused = ["pooler"] if qa else []
-    if method in (None, "magnitude"):
-        unused.append("mask_scores")
-    model.load_state_dict({key: value for key, value in weights.items() if not any(part in key for part in unused)})
+    unscored = method in (None, "magnitude")
+    model.load_state_dict({key: value for key, value in weights.items() if not (unscored and "mask_scores" in key)})
     return model.eval()
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from emmental import MaskedLinear, schedule_threshold
 from emmental.pruning.masked_linear import kept_weights
-from emmental.pruning.schedule import MaskSchedule
+from emmental.pruning.schedule import MaskSchedule, global_cut
 from emmental.pruning.target_sparsity import LambdaController
 
 NUMBERS = {"total_steps": 40, "warmup_steps": 4, "initial_warmup": 1, "final_warmup": 2}
@@ -49,6 +49,17 @@ def test_the_global_cut_is_taken_afresh_at_its_steps_alone():
             for linear in model:
                 linear.mask_scores += 0.1
     assert len(set(cuts.values())) == 8
+
+
+def test_the_first_global_cut_is_the_first_steps_own():
+    """On SQuAD, where steps count from 1, no cut is due in the first one; banks filled before it must not matter."""
+    model = two_matrices("threshold")
+    numbers = NUMBERS | {"initial_warmup": 0, "initial_threshold": 0.8, "final_threshold": 0.1, "final_lambda": 0}
+    masks = MaskSchedule(**numbers, first_step=1, global_cut_every=25)
+    masks.set_masks(model, -1, new_cut=False)
+    assert abs(sum(kept_weights(linear) for linear in model) - 0.8 * 900) <= 2
+    threshold, _ = masks.apply(model, 0)
+    assert threshold < 0.8 and masks.cut == global_cut(model, threshold)
 
 
 def test_masks_before_an_epoch_leave_the_controller_as_it_was():
