@@ -36,7 +36,8 @@ def check_replaceable(folder: Path) -> None:
     where = f"--target_model_path {folder}"
     if not folder.is_dir():
         raise InputError(f"{where}: is not a folder")
-    foreign = sorted(path.name for path in folder.iterdir() if path.name not in WRITTEN or path.is_dir())
+    written = WRITTEN | {f"{name}.partial" for name in WRITTEN}  # where an earlier call was killed
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in written or path.is_dir())
     if not foreign and (folder / "config.json").exists():
         kind = read_config(str(folder), "--target_model_path").get("model_type")
         foreign = [] if kind in FAMILIES else [f"a model of type {kind}"]

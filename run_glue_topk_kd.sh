@@ -15,7 +15,7 @@ NPROC=${NPROC:-1}                 # processes, one per GPU
 SEED=${SEED:-42}
 
 TASK=${TASK:-qqp}
-[[ $TASK == *[[:lower:]]* ]] || TASK=$(echo "$TASK" | tr "[:upper:]" "[:lower:]")
+TASK=$(echo "$TASK" | tr "[:upper:]" "[:lower:]")
 DATA_DIR=${DATA_DIR:-}            # folder of the official TSV files; empty: nyu-mll/glue from the Hub
 MODEL=${MODEL:-bert-base-uncased}  # or roberta-base and so on: its config tells the family
 BATCH=${BATCH:-32}                # of all NPROC processes together; of each one where LAUNCH starts several

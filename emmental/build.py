@@ -24,7 +24,7 @@ from emmental.model.packing import set_packing
 from emmental.model.validation import is_packed
 from emmental.pruning.masked_linear import masked_linears
 from emmental.pruning.methods import METHODS
-from emmental.pruning.schedule import MaskSchedule
+from emmental.pruning.schedule import MaskSchedule, moving_steps
 from emmental.pruning.target_sparsity import LambdaController, score_at
 from emmental.training import checkpoint
 from emmental.training.evaluation import Evaluate
@@ -152,13 +152,20 @@ def initial_state(
 def build_mask_schedule(
     args: CommonArguments, task: Task, plan: Plan, warmup_steps: int, optimizer: Optimizer
 ) -> MaskSchedule:
+    start, end = moving_steps(plan.total_steps, warmup_steps, args.initial_warmup, args.final_warmup)
+    if args.initial_threshold != args.final_threshold:
+        way = f"from {args.initial_threshold:g} to {args.final_threshold:g} between steps {start:,} and {end:,}"
+        print_once(f"threshold: {way} of {plan.total_steps:,}")
+        if end - start < plan.total_steps / 4:
+            plateaus = "(--initial_warmup + --final_warmup) * --warmup_steps are plateaus, whatever the batch size"
+            print_once(f"warning: these are few; {plateaus}")
     controller = None
     if args.target_sparsity:
         controller = LambdaController(
             args.target_sparsity,
             score_at(args.final_threshold, METHODS[args.pruning_method]),
-            start=args.initial_warmup * warmup_steps,
-            end=plan.total_steps - args.final_warmup * warmup_steps,
+            start=start,
+            end=end,
         )
     return MaskSchedule(
         total_steps=plan.total_steps,
@@ -210,16 +217,18 @@ def resume_fingerprint(args: CommonArguments, plan: Plan, examples: Examples) ->
     """What a resumed run must have in common with the one it goes on from; of batch and processes, the product.
 
     Also the weights of model and teacher, though only the first run reads them: they are what its record names. Not of
-    models of the Hub, nor of the one in output_dir, which this run's own will replace.
+    models of the Hub, nor weights and config of the one in output_dir, which this run's own will replace.
     """
     fixed = {item.name: getattr(args, item.name) for item in fields(args) if item.metadata["affects_training"]}
-    config = saved_config(args.config_name or args.model_name_or_path)
+    own = Path(args.output_dir).resolve()
     data = [examples.input_ids.tobytes(), *(labels.numpy().tobytes() for labels in examples.labels)]
-    digests = {"model_config": zlib.crc32(repr(sorted(config.items())).encode()), "data": zlib.crc32(b"".join(data))}
+    digests = {"data": zlib.crc32(b"".join(data))}
+    if Path(name := args.config_name or args.model_name_or_path).resolve() != own:
+        digests["model_config"] = zlib.crc32(repr(sorted(saved_config(name).items())).encode())
     models = {"model_weights": args.model_name_or_path}
     models |= {"teacher_weights": args.teacher_name_or_path} if args.needs_teacher else {}
     for key, folder in models.items():
         files = sorted(Path(folder).glob("*.safetensors")) or sorted(Path(folder).glob("pytorch_model*.bin"))
-        if files and Path(folder).resolve() != Path(args.output_dir).resolve():
+        if files and Path(folder).resolve() != own:
             digests[key] = [digest(file) for file in files]
     return {**fixed, "global_batch_size": plan.batch_size, "examples": len(examples), **digests}

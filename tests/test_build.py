@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from emmental import MaskedBertConfig, MaskedBertForSequenceClassification, build
 from emmental.arguments import GlueArguments
 from emmental.data.batches import Plan
+from emmental.data.examples import Examples
 from emmental.training.objective import Objective
 from emmental.utils.flags import parse
 from emmental.utils.precision import Precision
@@ -52,6 +54,25 @@ def test_scores_that_cannot_reach_the_threshold_are_warned_of(parsed, capsys, ra
     state_of(parsed("--mask_scores_learning_rate", str(rate)), SimpleNamespace(labels=("0", "1"), first_step=0))
     line = "warning: nothing would be pruned: scores have to fall by 1.39 to --final_threshold 0.2, and this run moves "
     assert (line in capsys.readouterr().out) == warned
+
+
+@pytest.mark.parametrize("warmup, few", [(15, False), (16, True)])
+def test_a_threshold_that_moves_in_few_steps_is_warned_of(parsed, capsys, warmup, few):
+    state_of(parsed("--warmup_steps", str(warmup)), SimpleNamespace(labels=("0", "1"), first_step=0))
+    said = capsys.readouterr().out
+    assert f"threshold: from 0.01 to 0.2 between steps {2 * warmup} and {100 - 3 * warmup} of 100\n" in said
+    assert ("warning: these are few" in said) == few
+
+
+def test_a_model_in_the_runs_own_folder_is_no_part_of_what_resuming_compares(parsed, tmp_path):
+    (tmp_path / "out").mkdir()
+    for content in ("{}", '{"threshold": 0.1}'):
+        (tmp_path / "out" / "config.json").write_text(content)
+        args = parsed("--model_name_or_path", str(tmp_path / "out"), "--overwrite_output_dir")
+        ids = np.zeros(3, dtype=np.int32)
+        examples = Examples(ids, ids, np.arange(4), (torch.zeros(3),))
+        fingerprint = build.resume_fingerprint(args, Plan(3, 1, 1, 1, 0), examples)
+        assert not {"model_config", "model_weights"} & set(fingerprint)
 
 
 def test_optimizer_and_schedule_have_theirs(parsed):

@@ -144,8 +144,8 @@ class MaskedModel(ABC):
         """The last layer's output (batch, length, hidden), and the attention mask (batch, length) on its device.
 
         Padding is zero with packing on. The first token of a row counts as real, whatever the mask says of it, so that
-        every row has a finite representation (D26). `first_only` says that only first tokens will be read; with packing on nothing else is
-        computed in the last layer, and the length is 1.
+        every row has a finite representation (D26). `first_only` says that only first tokens will be read; with packing
+        on nothing else is computed in the last layer, and the length is 1.
         """
         device = self.base_model.get_input_embeddings().weight.device
         if attention_mask is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from emmental.model.families import FAMILIES, family_of, full_type, is_masked
 from emmental.model.heads import CLASSIFIES, check_head, check_order, label_names
 from emmental.model.validation import TOKENIZERS, check_config, check_masks_defined, check_model, is_path
-from emmental.model.vocabulary import vocabulary
+from emmental.model.vocabulary import lower_cases, vocabulary
 from emmental.pruning.methods import METHODS, MIN_SHARE_KEPT, highest_sparsity
 from emmental.utils.errors import InputError, print_once
 from emmental.utils.files import read_json
@@ -44,6 +44,7 @@ def check_models(args, labels: tuple[str, ...] | None) -> None:
         say_other_task("--teacher_name_or_path", args.teacher_name_or_path, args)
         teacher = args.teacher_name_or_path, args.teacher_type
         check_teacher(*teacher, name, student, args.tokenizer_name or name, length, labels)
+        say_other_case(args)
 
 
 def say_other_task(flag: str, name: str, args) -> None:
@@ -53,6 +54,15 @@ def say_other_task(flag: str, name: str, args) -> None:
         theirs, ours = trained.get(key), getattr(args, key, None)
         if None not in (theirs, ours) and theirs != ours:
             print_once(f"warning: {flag} {name}: trained with {key} {theirs}, and here it is {ours}")
+
+
+def say_other_case(args) -> None:
+    """Warns of a teacher that was trained on lower-cased texts where the student's are not, or the reverse."""
+    teacher, tokenizer = args.teacher_name_or_path, args.tokenizer_name or args.model_name_or_path
+    theirs, ours = lower_cases(teacher), lower_cases(tokenizer)
+    if None not in (theirs, ours) and theirs != (ours or args.do_lower_case):
+        case = f"{'lower-cases texts' if theirs else 'keeps capitals'}, and here it is otherwise (--do_lower_case)"
+        print_once(f"warning: --teacher_name_or_path {teacher}: its tokenizer {case}")
 
 
 def check_first_masks(args, config: dict) -> None:

@@ -15,7 +15,7 @@ from emmental.pruning.masked_linear import equal_sized, masked_linears, set_thre
 from emmental.pruning.masks import BETA, STRETCH, kth_largest
 from emmental.pruning.target_sparsity import LambdaController, calibrated_threshold
 
-LOWEST = -1e30  # below every score
+LOWEST = -1e30  # below every score: a cut that prunes nothing
 
 
 @dataclass
@@ -40,7 +40,7 @@ class MaskSchedule:
     global_cut_every: int | None = None
     controller: LambdaController | None = None
     scores_lr: Callable[[int], float] | None = None
-    cut: float | None = None
+    cut: float = LOWEST
     steering: dict[str, float] = field(default_factory=dict)
 
     def apply(self, model: nn.Module, step: int) -> tuple[float, float]:
@@ -70,11 +70,11 @@ class MaskSchedule:
         )
         if self.global_cut_every:
             cut, due = self.cut, new_cut and schedule_step % self.global_cut_every == 0
-            if threshold < 1 and (cut is None or due):
+            if threshold < 1 and (cut == LOWEST or due):
                 cut = global_cut(model, threshold)
             if new_cut:
                 self.cut = cut
-            set_threshold(model, LOWEST if cut is None else cut)
+            set_threshold(model, cut)
         else:
             set_threshold(model, threshold)
         return threshold, regu_lambda
@@ -95,7 +95,13 @@ class MaskSchedule:
         return {"cut": self.cut, "steering": self.steering}
 
     def load_state_dict(self, state: dict) -> None:
-        self.cut, self.steering = state["cut"], dict(state["steering"])
+        self.cut = LOWEST if state["cut"] is None else state["cut"]  # None: in checkpoints of earlier commits
+        self.steering = dict(state["steering"])
+
+
+def moving_steps(total_step: int, warmup_steps: int, initial_warmup: int, final_warmup: int) -> tuple[int, int]:
+    """Between which steps the threshold moves: after the first plateau, before the last."""
+    return initial_warmup * warmup_steps, total_step - final_warmup * warmup_steps
 
 
 def schedule_threshold(
@@ -115,7 +121,7 @@ def schedule_threshold(
     from 0 and there is no final plateau, the last one does not quite reach the final threshold (D9).
     lambda = final_lambda * threshold / final_threshold (D17): it follows the threshold.
     """
-    start, end = initial_warmup * warmup_steps, total_step - final_warmup * warmup_steps
+    start, end = moving_steps(total_step, warmup_steps, initial_warmup, final_warmup)
     if step <= start:
         threshold = initial_threshold
     elif step > end:
@@ -148,10 +154,13 @@ def regularization(model: nn.Module, mode: str) -> torch.Tensor:
 def global_cut(model: nn.Module, threshold: float) -> float:
     """One cut for all matrices: the score above which a fraction `threshold` of all scores lies.
 
-    The max(n - (int(n * threshold) + 1), 1)-th smallest of all n scores, as released (D15); at threshold 1 a score
-    below all others, so that nothing is pruned.
+    The max(n - (int(n * threshold) + 1), 1)-th smallest of all n scores, as released (D15); LOWEST at threshold 1 and
+    while all scores are alike, as untrained ones are, so that nothing is pruned (D29).
     """
     if threshold >= 1:
         return LOWEST
     scores = torch.cat([linear.mask_scores.flatten() for linear in masked_linears(model).values()])
+    lowest, highest = scores.aminmax()
+    if lowest == highest:
+        return LOWEST
     return kth_largest(scores, min(int(len(scores) * threshold) + 2, len(scores)))  # as counted from the largest

@@ -5,6 +5,7 @@ This module imports no more than the standard library, so that every check can u
 """
 
 import errno
+import io
 import os
 import re
 import signal
@@ -44,6 +45,8 @@ def run(main: Callable[[], None]) -> None:
     Where another process has ended, one line says so, and the status is 1, as after any other exception.
     """
     code = 0
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not a notebook's; else a batch job's log has no line until its end
+        sys.stdout.reconfigure(line_buffering=True)
     try:
         main()
         sys.stdout.flush()

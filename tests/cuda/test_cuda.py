@@ -47,7 +47,7 @@ HALF = {  # what a CPU computes otherwise, or not at all
 # What a step may wait for: a look at the scores, for one cut of all or for lambda, and, with all of its own work queued
 # already, the end of the step before, of which float16 has to know whether it was skipped.
 MAY_WAIT = {
-    "global": ["kth_largest"],
+    "global": ["global_cut", "kth_largest"],
     "steered": ["LambdaController.measure"],
     "float16": ["start_to_host.<locals>.wait", "Optimizer.updates"],
     "two processes": ["batch_loss"],  # DistributedDataParallel orders its buckets, once

@@ -29,6 +29,7 @@ def test_an_earlier_call_s_folder_is_replaced(world, tmp_path):
     assert (target / "model.sparse.safetensors").exists()
     (tmp_path / "target.partial").mkdir()  # of a call that was killed
     (tmp_path / "target.partial" / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "target.partial" / "model.sparse.safetensors.partial").touch()
     succeed(*command, "--overwrite")
     names = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
     assert {path.name for path in target.iterdir()} == names and not (tmp_path / "target.partial").exists()

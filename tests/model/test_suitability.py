@@ -1,12 +1,19 @@
 """Whether models and task fit, and what a missing teacher's line advises."""
 
+import json
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 
 from emmental import MaskedBertConfig, MaskedBertForSequenceClassification
-from emmental.model.suitability import check_first_masks, check_student, check_teacher_exists, say_other_task
+from emmental.model.suitability import (
+    check_first_masks,
+    check_student,
+    check_teacher_exists,
+    say_other_case,
+    say_other_task,
+)
 from emmental.utils.errors import InputError
 
 
@@ -22,6 +29,21 @@ def test_a_model_of_the_other_squad_is_named(tmp_path, capsys):
     (tmp_path / "arguments.json").write_text('{"version_2_with_negative": true}')
     say_other_task("--model_name_or_path", str(tmp_path), SimpleNamespace(version_2_with_negative=False))
     assert "trained with version_2_with_negative True, and here it is False" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag, warned", [(False, True), (True, False)])
+def test_a_teacher_of_lower_cased_texts_is_named(tmp_path, capsys, flag, warned):
+    for name, normalizer in (
+        ("teacher", {"type": "BertNormalizer", "lowercase": True}),
+        ("student", {"type": "Sequence", "normalizers": [{"type": "NFC"}]}),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps({"normalizer": normalizer}))
+    teacher, student = (str(tmp_path / name) for name in ("teacher", "student"))
+    args = {"teacher_name_or_path": teacher, "tokenizer_name": "", "model_name_or_path": student}
+    say_other_case(SimpleNamespace(**args, do_lower_case=flag))
+    said = f"warning: --teacher_name_or_path {teacher}: its tokenizer lower-cases texts, and here it is otherwise"
+    assert (said in capsys.readouterr().out) == warned
 
 
 START = {"pruning_method": "sigmoied_threshold", "mask_init": "constant", "mask_scale": 0.0, "global_topk": False}

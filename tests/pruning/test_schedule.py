@@ -6,7 +6,7 @@ from torch import nn
 
 from emmental import MaskedLinear, schedule_threshold
 from emmental.pruning.masked_linear import kept_weights
-from emmental.pruning.schedule import MaskSchedule, global_cut
+from emmental.pruning.schedule import LOWEST, MaskSchedule, global_cut
 from emmental.pruning.target_sparsity import LambdaController
 
 NUMBERS = {"total_steps": 40, "warmup_steps": 4, "initial_warmup": 1, "final_warmup": 2}
@@ -35,13 +35,13 @@ def test_the_global_cut_is_taken_afresh_at_its_steps_alone():
     masks = MaskSchedule(**NUMBERS, initial_threshold=1, final_threshold=0.1, final_lambda=0, global_cut_every=6)
     for step in range(40):
         masks.set_masks(model, step - 1, new_cut=False)  # before an epoch; the cut stays
-        assert masks.cut == cuts.get(step - 1)
+        assert masks.cut == cuts.get(step - 1, LOWEST)
         threshold, _ = masks.apply(model, step)
         cuts[step] = masks.cut
         scores = sorted(torch.cat([linear.mask_scores.flatten() for linear in model]).tolist())
         if threshold == 1:
-            assert masks.cut is None and sum(kept_weights(linear) for linear in model) == 900
-        elif step % 6 == 0 or cuts[step - 1] is None:
+            assert masks.cut == LOWEST and sum(kept_weights(linear) for linear in model) == 900
+        elif step % 6 == 0 or cuts[step - 1] == LOWEST:
             assert masks.cut == scores[max(900 - (int(900 * threshold) + 1), 1) - 1]
         else:
             assert masks.cut == cuts[step - 1]
@@ -60,6 +60,23 @@ def test_the_first_global_cut_is_the_first_steps_own():
     assert abs(sum(kept_weights(linear) for linear in model) - 0.8 * 900) <= 2
     threshold, _ = masks.apply(model, 0)
     assert threshold < 0.8 and masks.cut == global_cut(model, threshold)
+
+
+def test_a_global_cut_waits_for_scores_that_differ():
+    """Untrained scores are all 0: a cut of them would prune all that tie, and stay for 25 steps."""
+    model = two_matrices("threshold")
+    for linear in model:
+        nn.init.zeros_(linear.mask_scores)
+    masks = MaskSchedule(**NUMBERS, initial_threshold=0.9, final_threshold=0.1, final_lambda=0, global_cut_every=25)
+    masks.load_state_dict({"cut": None, "steering": {}})  # as checkpoints of earlier commits have it
+    for step in range(3):
+        masks.apply(model, step)
+        assert sum(kept_weights(linear) for linear in model) == 900
+    with torch.no_grad():
+        model[0].mask_scores += torch.rand(30, 20)
+        model[1].mask_scores += torch.rand(10, 30)
+    masks.apply(model, 3)
+    assert sum(kept_weights(linear) for linear in model) == 811
 
 
 def test_masks_before_an_epoch_leave_the_controller_as_it_was():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -604,6 +605,15 @@ def test_who_reads_the_output_may_stop(size):
     writer = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=environ, **pipes)
     writer.stdout.close()
     assert writer.wait() == 141 and writer.stderr.read() == b""
+
+
+def test_a_line_is_in_the_log_when_it_is_said():
+    program = "import time\nfrom emmental.utils.errors import run\nrun(lambda: (print('said'), time.sleep(600)))"
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    writer = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=environ, stdout=subprocess.PIPE)
+    ready, _, _ = select.select([writer.stdout], [], [], 60)
+    writer.kill()
+    assert ready and writer.communicate()[0] == b"said\n"
 
 
 LEGAL = {
