@@ -6,14 +6,14 @@ pushes the scores of soft movement pruning down with a weight lambda that follow
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import nn
 
 from emmental.pruning.masked_linear import equal_sized, masked_linears, set_threshold, stack_rows
 from emmental.pruning.masks import BETA, STRETCH, kth_largest
-from emmental.pruning.target_sparsity import LambdaController, calibrated_threshold
+from emmental.pruning.target_sparsity import LambdaController, Steering, calibrated_threshold
 
 LOWEST = -1e30  # below every score: a cut that prunes nothing
 
@@ -41,7 +41,7 @@ class MaskSchedule:
     controller: LambdaController | None = None
     scores_lr: Callable[[int], float] | None = None
     cut: float = LOWEST
-    steering: dict[str, float] = field(default_factory=dict)
+    steering: Steering = field(default_factory=Steering)
 
     def apply(self, model: nn.Module, step: int) -> tuple[float, float]:
         """Makes the masks of optimizer step `step`; returns its threshold and lambda."""
@@ -92,11 +92,11 @@ class MaskSchedule:
         set_threshold(model, threshold)
 
     def state_dict(self) -> dict:
-        return {"cut": self.cut, "steering": self.steering}
+        return {"cut": self.cut, "steering": asdict(self.steering)}
 
     def load_state_dict(self, state: dict) -> None:
         self.cut = LOWEST if state["cut"] is None else state["cut"]  # None: in checkpoints of earlier commits
-        self.steering = dict(state["steering"])
+        self.steering = Steering(**state["steering"])
 
 
 def moving_steps(total_step: int, warmup_steps: int, initial_warmup: int, final_warmup: int) -> tuple[int, int]:

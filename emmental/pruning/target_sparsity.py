@@ -56,6 +56,20 @@ def calibrated_threshold(model: nn.Module, target_sparsity: float) -> float:
     return min(threshold, math.nextafter(1.0, 0.0)) if sigmoid else threshold  # no sigmoid exceeds 1
 
 
+def clamp(value: float, low: float, high: float) -> float:
+    return max(low, min(high, value))
+
+
+@dataclass
+class Steering:
+    """What a LambdaController knows from step to step; checkpoints hold it."""
+
+    travel: float = 0.0  # since the last update
+    last: float | None = None  # the score at the target's rank, at that update
+    integral: float = 0.0
+    factor: float = 1.0
+
+
 @dataclass(frozen=True)
 class LambdaController:
     """Steers lambda so that soft pruning ends at a sparsity that was asked for.
@@ -79,27 +93,27 @@ class LambdaController:
         passed = min(1.0, (step - self.start) / max(1, self.end - self.start))
         return self.target * (1 - (1 - passed) ** 3)
 
-    def factor(self, model: nn.Module, step: int, learning_rate: float, state: dict[str, float]) -> float:
+    def factor(self, model: nn.Module, step: int, learning_rate: float, state: Steering) -> float:
         """What lambda is multiplied by at `step`, with the scores' present learning rate.
 
-        `state` is empty at first and holds what the next call needs; a device is waited for at updates only.
+        `state` is that of the step before, and becomes this one's; a device is waited for at updates only.
         """
         if step > self.start:
-            state["travel"] = state.get("travel", 0.0) + learning_rate
-        travel = state.get("travel", 0.0)
-        if travel >= UPDATE_INTERVAL or (travel > 0 and "last" not in state):
-            goal = self.goal(step)
-            present, at_target, remaining = self.measure(model, goal)
-            speed = (at_target - state.get("last", at_target)) / travel  # -1: as fast as Adam moves
-            distance = present - self.cut + LOOKAHEAD * speed
-            error = max(-MAX_ERROR, min(MAX_ERROR, distance)) + math.log(remaining / (1 - goal))
-            # What falls as fast as it can is not pushed harder; what has fallen too far does not come back by itself.
-            error *= max(0.0, min(1.0, 1 + speed)) if error > 0 else BRAKING_GAIN
-            integral = state.get("integral", 0.0) + INTEGRAL * error * travel
-            state["integral"] = max(-MAX_INTEGRAL, min(MAX_INTEGRAL, integral))
-            state |= {"last": at_target, "travel": 0.0}
-            state["factor"] = math.exp(state["integral"] + PROPORTIONAL * error)
-        return state.get("factor", 1.0)
+            state.travel += learning_rate
+        first = state.last is None and state.travel > 0
+        if state.travel < UPDATE_INTERVAL and not first:
+            return state.factor
+        goal = self.goal(step)
+        present, at_target, remaining = self.measure(model, goal)
+        speed = 0.0 if first else (at_target - state.last) / state.travel  # -1: as fast as Adam moves
+        distance = present - self.cut + LOOKAHEAD * speed
+        error = clamp(distance, -MAX_ERROR, MAX_ERROR) + math.log(remaining / (1 - goal))
+        # What falls as fast as it can is not pushed harder; what has fallen too far does not come back by itself.
+        error *= clamp(1 + speed, 0.0, 1.0) if error > 0 else BRAKING_GAIN
+        state.integral = clamp(state.integral + INTEGRAL * error * state.travel, -MAX_INTEGRAL, MAX_INTEGRAL)
+        state.factor = math.exp(state.integral + PROPORTIONAL * error)
+        state.last, state.travel = at_target, 0.0
+        return state.factor
 
     @torch.no_grad()
     def measure(self, model: nn.Module, goal: float) -> tuple[float, float, float]:

@@ -1,5 +1,7 @@
 """The mask schedule: which masks and lambda a step has, as the released schedule and rank give them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -86,9 +88,9 @@ def test_masks_before_an_epoch_leave_the_controller_as_it_was():
     masks = MaskSchedule(**numbers, controller=controller, scores_lr=lambda step: 0.05)
     for step in range(20):
         masks.apply(model, step)
-    before = dict(masks.steering)
+    before = replace(masks.steering)
     _, regu_lambda = masks.set_masks(model, 19)
-    assert masks.steering == before and before["travel"] >= 0
+    assert masks.steering == before and before.travel >= 0
     assert regu_lambda == schedule_threshold(19, 40, 4, 0, 0.1, 1, 2, 10)[1]
     resumed = MaskSchedule(**numbers, controller=controller, scores_lr=lambda step: 0.05)
     resumed.load_state_dict(masks.state_dict() | {"step": 20})

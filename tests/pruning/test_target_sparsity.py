@@ -1,5 +1,7 @@
 """Steering lambda to a sparsity that was asked for: calibration, its controller, and what it refuses."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from emmental.model.families import FAMILIES
 from emmental.pruning.masked_linear import kept_weights
 from emmental.pruning.methods import METHODS, highest_sparsity
 from emmental.pruning.schedule import schedule_threshold
-from emmental.pruning.target_sparsity import LambdaController, calibrated_threshold, score_at
+from emmental.pruning.target_sparsity import LambdaController, Steering, calibrated_threshold, score_at
 from emmental.training.optimizer import lr_factor
 from emmental.utils.errors import InputError
 
@@ -52,7 +54,7 @@ def simulated(start_lambda: float, target: float, steps: int, strength: float = 
     optimizer = torch.optim.Adam(scores, lr=1e-2)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: lr_factor(t, epoch, steps))
     steering = LambdaController(target, score_at(0.1, METHODS["sigmoied_threshold"]), 2 * epoch, steps - 3 * epoch)
-    state: dict[str, float] = {}
+    state = Steering()
     for step in range(steps):
         _, regu_lambda = schedule_threshold(step, steps, epoch, 0, 0.1, 2, 3, start_lambda)
         regu_lambda *= steering.factor(model, step, schedule.get_last_lr()[0], state)
@@ -99,9 +101,9 @@ def test_target_is_reached_in_long_runs(start_lambda, target, strength):
 
 
 def test_travel_before_the_ramp_does_not_count():
-    model, steering, state = two_matrices(), LambdaController(0.9, -2.2, 100, 200), {}
+    model, steering, state = two_matrices(), LambdaController(0.9, -2.2, 100, 200), Steering()
     assert {steering.factor(model, step, 1.0, state) for step in range(101)} == {1.0}
-    assert state.get("travel", 0.0) == 0.0
+    assert state.travel == 0.0
 
 
 def test_a_large_model_is_measured_by_a_sample_of_all_its_matrices(monkeypatch):
@@ -157,9 +159,9 @@ def test_controller_resumes_from_its_state():
                 for linear in model:
                     linear.mask_scores -= 0.3 * travel
 
-    model, state = two_matrices(), {}
+    model, state = two_matrices(), Steering()
     before = list(factors(model, state, range(9)))
-    scores, kept = [linear.mask_scores.detach().clone() for linear in model], dict(state)
+    scores, kept = [linear.mask_scores.detach().clone() for linear in model], replace(state)
     after = list(factors(model, state, range(9, 18)))
     with torch.no_grad():
         for linear, former in zip(model, scores, strict=True):
