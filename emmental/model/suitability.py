@@ -68,13 +68,18 @@ def say_other_case(args) -> None:
 def check_first_masks(args, config: dict) -> None:
     """Refuses an initial threshold that no new score exceeds: all but the fewest weights would go before step 0 (D68).
 
-    `config` is that of the folder where training starts: a masked one brings its scores. kaiming's are not checked, as
-    they depend on the matrix.
+    Warns where scores that are all alike would be ranked. `config` is that of the folder where training starts: a
+    masked one brings its scores. kaiming's are not checked, as they depend on the matrix.
     """
     method = METHODS[args.pruning_method]
     kept = METHODS.get(config.get("pruning_method")) if is_masked(config["model_type"]) else None
     compared = method.compared and not args.global_topk
-    if not compared or args.mask_init == "kaiming" or (kept and kept.scored):
+    if args.mask_init == "kaiming" or (kept and kept.scored):
+        return
+    if method.scored and method.ranked and args.mask_init == "constant" and args.initial_threshold < 1:
+        alike = "new scores are all alike, of which the last rows of each matrix go first"
+        print_once(f"warning: --initial_threshold {args.initial_threshold}: {alike}")
+    if not compared:
         return
     highest = 1 / (1 + math.exp(-args.mask_scale)) if method.sigmoid else args.mask_scale
     if highest <= args.initial_threshold:

@@ -73,6 +73,23 @@ def test_a_threshold_that_no_new_score_exceeds_is_refused(threshold, flags, conf
         check_first_masks(args, config)
 
 
+@pytest.mark.parametrize(
+    "threshold, flags, config, warned",
+    [
+        (0.9, {}, DENSE, True),
+        (1.0, {}, DENSE, False),
+        (0.9, {"mask_init": "uniform"}, DENSE, False),
+        (0.9, {"pruning_method": "magnitude"}, DENSE, False),
+        (0.9, {}, MASKED | {"pruning_method": "topK"}, False),
+    ],
+)
+def test_a_rank_of_scores_that_are_alike_is_warned_of(capsys, threshold, flags, config, warned):
+    check_first_masks(
+        SimpleNamespace(**START | {"pruning_method": "topK"} | flags, initial_threshold=threshold), config
+    )
+    assert ("warning: --initial_threshold 0.9: new scores are all alike" in capsys.readouterr().out) == warned
+
+
 def test_a_pruned_model_is_not_fine_tuned_as_a_dense_one(tmp_path):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
     config = MaskedBertConfig(**sizes, pruning_method="magnitude", threshold=0.5)
