@@ -6,7 +6,6 @@ every forward in between, encoding and evaluation included, shares them.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -45,9 +44,7 @@ class MaskedLinear(nn.Linear):
         self.mask_init, self.mask_scale = mask_init, mask_scale
         self.threshold: float | None = None
         self.mask: torch.Tensor | None = None  # no buffer: a saved model holds scores, from which masks follow
-        # of `masked_products`: masked weight and bias, and what makes them at the first use of one of several linears
-        self.product: tuple[torch.Tensor, torch.Tensor | None] | None = None
-        self.make_product: Callable[[], None] | None = None
+        self.together = None  # products.Together, where its masked weight is made with those of others
         if self.method.scored:
             self.mask_scores = nn.Parameter(torch.empty_like(self.weight, dtype=torch.float32))
             self.reset_scores()
@@ -78,9 +75,7 @@ class MaskedLinear(nn.Linear):
         return self.weight if self.threshold is None else self.weight * self.current_mask()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        if self.make_product and self.product is None:
-            self.make_product()
-        weight, bias = self.product or (self.masked_weight(), self.bias)
+        weight, bias = self.together.products[self] if self.together else (self.masked_weight(), self.bias)
         return nn.functional.linear(inputs, weight, bias)
 
     def _load_from_state_dict(self, *args, **kwargs):

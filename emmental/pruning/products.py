@@ -6,7 +6,8 @@ products and their 144 gradients, and under autocast as many casts again.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -26,35 +27,40 @@ def masked_products(encoder: nn.Module) -> Iterator[None]:
     # ModernBERT's encoder is the list of layers itself
     parts = getattr(encoder, "layer", encoder) if distributed.world_size() > 1 else [encoder]
     groups = [[x for x in masked_linears(part).values() if x.threshold is not None] for part in parts]
-    linears = [linear for together in groups for linear in together]
+    linears = [linear for group in groups for linear in group]
     if not linears or linears[0].method.smooth or linears[0].weight.device.type == "cpu":
         yield
         return
     try:
-        for together in groups:
-            for linear in together:
-                linear.make_product = partial(make_products, together)
+        for group in groups:
+            together = Together(group)
+            for linear in group:
+                linear.together = together
         yield
     finally:
         for linear in linears:
-            linear.make_product = linear.product = None
+            linear.together = None
 
 
-def make_products(linears: list[MaskedLinear]) -> None:
-    """Sets each linear's `product`: its masked weight and its bias, in autocast's type where that is on.
+@dataclass(frozen=True)
+class Together:
+    """Linears, with one method in common, whose masked weights are made when the first of them is used."""
 
-    The linears of a model have one method in common.
-    """
-    scores = [x.mask_scores for x in linears] if linears[0].method.scored else []
-    weights = MaskedProducts.apply([x.constant_mask() for x in linears], *[x.weight for x in linears], *scores)
-    biases = [x.bias for x in linears]
-    device = weights[0].device.type
-    if torch.is_autocast_enabled(device):
-        both = iter(Cast.apply(torch.get_autocast_dtype(device), *weights, *(x for x in biases if x is not None)))
-        weights = [next(both) for _ in weights]
-        biases = [None if x is None else next(both) for x in biases]
-    for linear, weight, bias in zip(linears, weights, biases, strict=True):
-        linear.product = weight, bias
+    linears: list[MaskedLinear]
+
+    @cached_property
+    def products(self) -> dict[MaskedLinear, tuple[torch.Tensor, torch.Tensor | None]]:
+        """The masked weight and the bias of each, in autocast's type where that is on."""
+        linears = self.linears
+        scores = [x.mask_scores for x in linears] if linears[0].method.scored else []
+        weights = MaskedProducts.apply([x.constant_mask() for x in linears], *[x.weight for x in linears], *scores)
+        biases = [x.bias for x in linears]
+        device = weights[0].device.type
+        if torch.is_autocast_enabled(device):
+            both = iter(Cast.apply(torch.get_autocast_dtype(device), *weights, *(x for x in biases if x is not None)))
+            weights = [next(both) for _ in weights]
+            biases = [None if x is None else next(both) for x in biases]
+        return dict(zip(linears, zip(weights, biases, strict=True), strict=True))
 
 
 class MaskedProducts(torch.autograd.Function):
