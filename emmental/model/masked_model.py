@@ -44,6 +44,7 @@ class MaskedConfig:
 
 def mean(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """The mean over the real tokens, (batch, length, hidden) -> (batch, hidden)."""
+    assert hidden.shape[:2] == attention_mask.shape, "the last layer has first tokens only"
     weights = attention_mask[..., None].to(hidden.dtype)
     return (hidden * weights).sum(1) / weights.sum(1)
 
