@@ -153,12 +153,13 @@ def build_mask_schedule(
     args: CommonArguments, task: Task, plan: Plan, warmup_steps: int, optimizer: Optimizer
 ) -> MaskSchedule:
     start, end = moving_steps(plan.total_steps, warmup_steps, args.initial_warmup, args.final_warmup)
-    if args.initial_threshold != args.final_threshold:
+    moves = args.initial_threshold != args.final_threshold and not METHODS[args.pruning_method].smooth
+    if moves:
         way = f"from {args.initial_threshold:g} to {args.final_threshold:g} between steps {start:,} and {end:,}"
         print_once(f"threshold: {way} of {plan.total_steps:,}")
         if end - start < plan.total_steps / 4:
-            plateaus = "(--initial_warmup + --final_warmup) * --warmup_steps are plateaus, whatever the batch size"
-            print_once(f"warning: these are few; {plateaus}")
+            few = f"warning: the threshold moves in only {end - start:,} of {plan.total_steps:,} steps; the others are"
+            print_once(f"{few} plateaus, --initial_warmup + --final_warmup times {warmup_steps:,} steps of warm-up")
     controller = None
     if args.target_sparsity:
         controller = LambdaController(

@@ -61,18 +61,20 @@ def test_a_threshold_that_moves_in_few_steps_is_warned_of(parsed, capsys, warmup
     state_of(parsed("--warmup_steps", str(warmup)), SimpleNamespace(labels=("0", "1"), first_step=0))
     said = capsys.readouterr().out
     assert f"threshold: from 0.01 to 0.2 between steps {2 * warmup} and {100 - 3 * warmup} of 100\n" in said
-    assert ("warning: these are few" in said) == few
+    assert ("warning: the threshold moves in only 20 of 100 steps" in said) == few
 
 
 def test_a_model_in_the_runs_own_folder_is_no_part_of_what_resuming_compares(parsed, tmp_path):
-    (tmp_path / "out").mkdir()
-    for content in ("{}", '{"threshold": 0.1}'):
-        (tmp_path / "out" / "config.json").write_text(content)
-        args = parsed("--model_name_or_path", str(tmp_path / "out"), "--overwrite_output_dir")
+    def fingerprint(folder: str, content: str) -> dict:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "config.json").write_text(content)
+        args = parsed("--model_name_or_path", str(tmp_path / folder), "--overwrite_output_dir")
         ids = np.zeros(3, dtype=np.int32)
-        examples = Examples(ids, ids, np.arange(4), (torch.zeros(3),))
-        fingerprint = build.resume_fingerprint(args, Plan(3, 1, 1, 1, 0), examples)
-        assert not {"model_config", "model_weights"} & set(fingerprint)
+        return build.resume_fingerprint(args, Plan(3, 1, 1, 1, 0), Examples(ids, ids, np.arange(4), (torch.zeros(3),)))
+
+    before, after = '{"model_type": "bert"}', '{"model_type": "masked_bert", "threshold": 0.1}'
+    assert fingerprint("out", before) == fingerprint("out", after)
+    assert fingerprint("other", before)["model_config"] != fingerprint("other", after)["model_config"]
 
 
 def test_optimizer_and_schedule_have_theirs(parsed):

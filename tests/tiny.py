@@ -198,6 +198,19 @@ def at_call(function: str, nth: int, act: Callable[[], None]) -> None:
     sys.setprofile(count)
 
 
+def interrupt_unread(function: str, nth: int) -> None:
+    """As Ctrl-C does to `script | tee log`: whatever reads the output ends, and this process has the signal."""
+    reader, writer = os.pipe()
+    for number in (1, 2):
+        os.dup2(writer, number)
+
+    def act() -> None:
+        os.close(reader)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    at_call(function, nth, act)
+
+
 def fail(function: str, nth: int, stuck: bool = False) -> None:
     """Raises an error as the `nth` call of a function begins; where `stuck`, an exit handler then never ends."""
 

@@ -46,8 +46,8 @@ def contrastive_loss(
 
     `anchors` (batch, hidden), normalised here; `own` (batch, R, hidden) and `extra` (E, R, hidden), rows of a bank
     with R representations per example, already of length 1; `index` (batch,) and `extra_index` (E,), places in the
-    training set; `labels` (batch,) and `extra_labels` (E,), needed for a supervised weight other than 0. KeyError for
-    another `normalization`.
+    training set; `labels` (batch,) and `extra_labels` (E,), needed for a supervised weight other than 0. Computed in
+    the wider type of anchors and rows, at least float32. KeyError for another `normalization`.
     """
     wide = torch.promote_types(torch.promote_types(anchors.dtype, own.dtype), torch.float32)
     anchors = normalize(anchors.to(wide), dim=-1)

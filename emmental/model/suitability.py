@@ -76,8 +76,9 @@ def check_first_masks(args, config: dict) -> None:
     compared = method.compared and not args.global_topk
     if args.mask_init == "kaiming" or (kept and kept.scored):
         return
-    if method.scored and method.ranked and args.mask_init == "constant" and args.initial_threshold < 1:
-        alike = "new scores are all alike, of which the last rows of each matrix go first"
+    alike = args.mask_init == "constant" or args.mask_scale == 0
+    if alike and method.scored and method.ranked and args.initial_threshold < 1:
+        alike = "new scores are all alike, so the last rows of each matrix are pruned first"
         print_once(f"warning: --initial_threshold {args.initial_threshold}: {alike}")
     if not compared:
         return

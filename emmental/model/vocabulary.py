@@ -4,23 +4,28 @@ import json
 from pathlib import Path
 
 
-def local(folder: str) -> Path:
-    """The folder itself, or where the tokenizer.json of a name on the Hub was put; else the Hub's errors."""
+def local(folder: str, name: str = "tokenizer.json") -> Path:
+    """The folder itself, or where the file `name` of one on the Hub was put; else the Hub's errors."""
     if Path(folder).is_dir():
         return Path(folder)
     from huggingface_hub import hf_hub_download  # only for names of the Hub
 
-    return Path(hf_hub_download(folder, "tokenizer.json")).parent
+    return Path(hf_hub_download(folder, name)).parent
+
+
+def read(folder: str, name: str) -> dict:
+    return json.loads((local(folder, name) / name).read_text(encoding="utf-8"))
 
 
 def lower_cases(folder: str) -> bool | None:
-    """Whether a folder's tokenizer, or one on the Hub, lower-cases texts; None where no tokenizer.json says."""
+    """Whether a folder's tokenizer, or one on the Hub, lower-cases texts; None where its files do not say."""
     try:
-        saved = json.loads((local(folder) / "tokenizer.json").read_text(encoding="utf-8"))
-        normalizer = json.dumps(saved.get("normalizer"))
+        normalizer = read(folder, "tokenizer.json").get("normalizer") or {}
+        if normalizer.get("type") == "BertNormalizer":  # transformers makes it anew, by what the other file says
+            return read(folder, "tokenizer_config.json").get("do_lower_case", True)
     except (OSError, ValueError, AttributeError):
         return None
-    return '"lowercase": true' in normalizer or '"Lowercase"' in normalizer
+    return '"Lowercase"' in json.dumps(normalizer)
 
 
 def vocabulary(folder: str) -> dict[str, int] | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from emmental.data.batches import Plan
 from emmental.utils import distributed
-from emmental.utils.errors import print_once
+from emmental.utils.errors import may_go_unread, print_once
 from emmental.utils.progress import progress
 
 
@@ -57,12 +57,13 @@ class Stop:
             self.received, self.since = number, time.monotonic()
             name = signal.Signals(number).name
             later = f", {ECHO} seconds later," if "LOCAL_RANK" in os.environ else ""
-            print_once(f"\n{name}: finishing the step, then saving; a second one{later} stops at once")
+            with may_go_unread(sys.stdout):
+                print_once(f"\n{name}: finishing the step, then saving; a second one{later} stops at once")
         elif "LOCAL_RANK" not in os.environ or time.monotonic() - self.since > ECHO:
             signal.signal(number, self.before[number])
             signal.raise_signal(number)
 
     def leave(self, number: int, folder: Path) -> None:
-        if distributed.rank() == 0:
-            print(f"stopped by {signal.Signals(number).name}; go on with --resume_from_checkpoint {folder}")
+        with may_go_unread(sys.stdout):
+            print_once(f"stopped by {signal.Signals(number).name}; go on with --resume_from_checkpoint {folder}")
         sys.exit(128 + number)

@@ -197,10 +197,12 @@ def fault(folder: Path) -> str | None:
 def check_arguments(folder: Path, arguments: dict) -> None:
     """Refuses to go on with other arguments than the checkpoint's, each difference by name.
 
-    Weights of models are compared where both know them: a model may come from the Hub, and be a folder later.
+    Weights and configs of models are compared where both know them: a model may come from the Hub, and be a folder
+    later.
     """
     saved = read_state(folder)["arguments"]
-    arguments = {name: value for name, value in arguments.items() if name in saved or not name.endswith("_weights")}
+    optional = ("_weights", "model_config")
+    arguments = {name: value for name, value in arguments.items() if name in saved or not name.endswith(optional)}
     if wrong := _differences(saved, arguments):
         anew = "without this flag, --overwrite_output_dir starts anew"
         raise InputError(f"--resume_from_checkpoint {folder}: {wrong}; {anew}")

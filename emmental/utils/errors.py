@@ -12,7 +12,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 GRACE = 5  # seconds that torchrun has to end a process after another one
@@ -31,6 +32,17 @@ def print_once(line: str, file: TextIO | None = None) -> None:
         print(line, file=file)
 
 
+@contextmanager
+def may_go_unread(file: TextIO) -> Iterator[None]:
+    """Lets lines to `file` be lost where what reads them has ended, as `tee` does by the Ctrl-C that stops a run."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+    except RuntimeError:  # a signal's handler prints while a line is being written
+        pass
+
+
 def print_error(text: str) -> None:
     """Prints one line on stderr that names the script, and the process where torchrun started several."""
     where = f" [process {os.environ['RANK']}]" if "RANK" in os.environ else ""
@@ -45,8 +57,8 @@ def run(main: Callable[[], None]) -> None:
     Where another process has ended, one line says so, and the status is 1, as after any other exception.
     """
     code = 0
-    if isinstance(sys.stdout, io.TextIOWrapper):  # not a notebook's; else a batch job's log has no line until its end
-        sys.stdout.reconfigure(line_buffering=True)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a notebook's is none
+        sys.stdout.reconfigure(line_buffering=True)  # so that each line is in a batch job's log at once
     try:
         main()
         sys.stdout.flush()

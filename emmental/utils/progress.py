@@ -5,6 +5,8 @@ import time
 
 from tqdm import tqdm
 
+from emmental.utils.errors import may_go_unread
+
 INTERVAL = 30.0  # seconds between two plain lines
 
 
@@ -33,7 +35,9 @@ class Lines:
         rate = (self.done - self.initial) / max(self.printed - self.begun, 1e-9)
         left = tqdm.format_interval((self.total - self.done) / rate) if rate else "?"
         values = "".join(f", {name} {value}" for name, value in self.values.items())
-        print(f"{self.title}: {self.done}/{self.total}, {rate:.3g}/s, {left} left{values}", file=sys.stderr, flush=True)
+        line = f"{self.title}: {self.done}/{self.total}, {rate:.3g}/s, {left} left{values}"
+        with may_go_unread(sys.stderr):
+            print(line, file=sys.stderr, flush=True)
 
     def __enter__(self):
         return self

@@ -72,6 +72,7 @@ def test_transformers_alone_does_not_know_them(folder):
     assert "masked_bert" in python(f"{code}\nexcept ValueError as error:\n    print(error)", folder)
 
 
+@pytest.mark.slow
 def test_importing_takes_a_moment(tmp_path):
     """Neither torch nor transformers comes with it, and looking for transformers imports nothing either."""
     code = f"import emmental; {LIGHT}\nfrom importlib.util import find_spec\nfind_spec('transformers'); {LIGHT}"

@@ -115,6 +115,7 @@ def test_every_step_is_that_of_the_formulas(case, tmp_path):
     )
     steps, banks = start_training(recipe, plan, model, teacher, inputs, labels, tmp_path)
 
+    limit = 2e-5 if recipe.warmup else 1e-4  # Adam's first step at full rate is its sign, rounding's where that is all
     for step in range(recipe.total):
         if step % recipe.per_epoch == 0:
             naive.epoch(step // recipe.per_epoch)
@@ -127,7 +128,7 @@ def test_every_step_is_that_of_the_formulas(case, tmp_path):
         assert float(done.grad_norm) == pytest.approx(norm, rel=1e-4)
         for name, value in state_of(model).items():
             if not name.endswith(("key.bias", "qa_outputs.bias")):  # their gradients are rounding
-                assert (value - naive.weights[name]).abs().max() < 2e-5, (step, name)
+                assert (value - naive.weights[name]).abs().max() < limit, (step, name)
         naive.weights = state_of(model)  # so that every step starts from the same masks
     assert next(steps, None) is None
     for name, columns in naive.banks.items():

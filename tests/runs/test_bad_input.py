@@ -564,6 +564,7 @@ def test_half_of_torchrun_s_environment(world, tmp_path, changes, message):
     assert ran.code == 2 and message in ran.err and len(ran.err.splitlines()) == 1 and not out.exists()
 
 
+@pytest.mark.slow
 def test_a_bad_flag_is_refused_within_seconds(world):
     """In a fresh process, with the interpreter's start: a second here, with room for a busy machine."""
     script, *flags = world.command("qqp")
@@ -591,9 +592,13 @@ def test_a_model_of_another_task_is_named(world, tmp_path):
     teacher = tmp_path / "teacher"
     shutil.copytree(world.teacher("qqp"), teacher)
     (teacher / "arguments.json").write_text('{"task_name": "mrpc"}')
+    settings = json.loads((teacher / "tokenizer_config.json").read_text())
+    (teacher / "tokenizer_config.json").write_text(json.dumps(settings | {"do_lower_case": False}))
     flags = [*TRAIN, *HARD, *world.cap("qqp"), "--teacher_name_or_path", teacher, "--warmup_steps", 1000]
     answer = run_script(*world.command("qqp"), *flags, "--output_dir", tmp_path / "out")
     warning = f"warning: --teacher_name_or_path {teacher}: trained with task_name mrpc, and here it is qqp\n"
+    warning += f"warning: --teacher_name_or_path {teacher}: its tokenizer keeps capitals, and here it is otherwise "
+    warning += "(--do_lower_case)\n"
     assert (answer.code, answer.out) == (2, warning) and "the warm-up outlasts the run" in answer.err
 
 

@@ -137,6 +137,13 @@ def test_a_signal_finishes_the_step_and_saves(world, tmp_path, undisturbed, flag
     assert ("finetuned.safetensors" in banks) == (not dense and "--contrast_with" not in flags)
 
 
+def test_a_run_whose_output_nobody_reads_any_more_saves_all_the_same(world, tmp_path):
+    command = [*world.command("qqp"), *TRAIN, *HARD, "--output_dir", tmp_path]
+    before = ("interrupt_unread", "Optimizer.step", 5)
+    assert run_script(*command, before=before).code == 130
+    assert checkpoints(tmp_path)[-1] == 5
+
+
 def test_a_signal_in_the_last_step_leaves_no_result(world, tmp_path):
     command = [*world.command("qqp"), *TRAIN, *HARD, "--max_steps", 5, "--output_dir", tmp_path]
     assert run_script(*command, before=("hit", signal.SIGTERM, "Optimizer.step", 5)).code == 143

@@ -94,6 +94,21 @@ def test_without_lambda_and_contrast_the_other_parts_are_the_same(case):
     assert all(torch.equal(parts[name], whole[name]) for name in ("task", "distillation"))
 
 
+@pytest.mark.parametrize("anchors, rows", [("float64", "float64"), ("float32", "float64"), ("bfloat16", "float16")])
+def test_contrast_is_computed_in_the_wider_type(anchors, rows):
+    given = [torch.randn(3, 4, generator=torch.Generator().manual_seed(0)) for _ in range(3)]
+    index, extra = torch.tensor([0, 1, 2]), torch.tensor([3, 4, 5])
+
+    def loss(*types: str) -> torch.Tensor:
+        values = [value.to(getattr(torch, each)) for value, each in zip(given, types, strict=True)]
+        of_bank = (value[:, None] / value.norm(dim=-1)[:, None, None] for value in values[1:])
+        return contrastive_loss(values[0], *of_bank, index, extra, temperature=0.5, unsupervised_weight=1.0)
+
+    found, expected = loss(anchors, rows, rows), loss("float64", "float64", "float64")
+    assert found.dtype == (torch.float64 if rows == "float64" else torch.float32)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6 if rows == "float64" else 0.02)
+
+
 def test_a_regression_distils_the_squared_distance():
     student, teacher = torch.tensor([[1.0], [4.0]]), torch.tensor([[3.0], [4.0]])
     assert distillation((student,), (teacher,), temperature=2.0).item() == 2.0  # the mean of 4 and 0
