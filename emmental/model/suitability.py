@@ -78,8 +78,8 @@ def check_first_masks(args, config: dict) -> None:
         return
     alike = args.mask_init == "constant" or args.mask_scale == 0
     if alike and method.scored and method.ranked and args.initial_threshold < 1:
-        alike = "new scores are all alike, so the last rows of each matrix are pruned first"
-        print_once(f"warning: --initial_threshold {args.initial_threshold}: {alike}")
+        places = "new scores are all alike, so the last rows of each matrix are pruned first"
+        print_once(f"warning: --initial_threshold {args.initial_threshold}: {places}")
     if not compared:
         return
     highest = 1 / (1 + math.exp(-args.mask_scale)) if method.sigmoid else args.mask_scale

@@ -37,12 +37,12 @@ class Group:
     learning_rate: float
     lines: list[dict] = field(default_factory=list)
 
-    def values(self, metric: str) -> list[float]:
-        return [percent(line, metric) for line in self.lines if line["status"] == "finished"]
-
     @property
     def finished(self) -> list[dict]:
         return [line for line in self.lines if line["status"] == "finished"]
+
+    def values(self, metric: str) -> list[float]:
+        return [percent(line, metric) for line in self.finished]
 
 
 def percent(line: dict, metric: str) -> float:
@@ -163,6 +163,9 @@ def panel(axis, lines: list[dict]) -> None:
     def recipe(group: Group) -> tuple:
         return (group.learning_rate,) if by_epochs else (group.epochs, group.learning_rate)
 
+    def across(group: Group, line: dict) -> float:
+        return group.epochs if by_epochs else line["remaining_weights"]
+
     methods = dict.fromkeys([*METHODS, *(group.method for group in found)])  # one colour in all pictures
     colours = {method: f"C{number}" for number, method in enumerate(methods)}
     marks = dict(zip(dict.fromkeys(map(recipe, found)), cycle(MARKS), strict=False))
@@ -173,11 +176,7 @@ def panel(axis, lines: list[dict]) -> None:
         # curves at one place stand side by side so that all are seen, many of them closer
         aside = 1 + 0.24 / max(8, len(curves)) * (number - (len(curves) - 1) / 2)
         points = [
-            (
-                number if by_method else aside * (group.epochs if by_epochs else line["remaining_weights"]),
-                percent(line, metric),
-                at,
-            )
+            (number if by_method else aside * across(group, line), percent(line, metric), at)
             for at, group in enumerate(members)
             for line in group.finished
         ]
@@ -217,8 +216,7 @@ def finish(axis, line: dict, metric: str, x_title: str, found: list[Group], scal
     places = sorted({group.epochs if x_title == EPOCHS else group.keep for group in found})
     axis.set(xscale=scale, xlabel=x_title, ylabel=f"{NAMES[metric]} (%)")
     if places:
-        axis.set_xlim(places[0] / 1.6, places[-1] * 1.6)
-        axis.set_xticks(places)
+        axis.set(xlim=(places[0] / 1.6, places[-1] * 1.6), xticks=places)
     axis.xaxis.set_major_formatter(ScalarFormatter())
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_title(about_data(line))
