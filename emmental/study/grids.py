@@ -87,6 +87,8 @@ QQP_20 = Recipe(20, "2e-4")
 QQP_20_MOVEMENT = Recipe(20, "1e-4")  # of the three rates in `search` the only one at which it is above chance
 QQP_ALL = Recipe(5, "2e-4")
 SQUAD = Recipe(10, "2e-4")  # about as many steps as 4,000 pairs of QQP have
+SQUAD_20 = Recipe(20, "2e-4")
+SQUAD_TEACHER = Recipe(6, "1e-4")  # the published two epochs are 258 steps on 2,000 questions
 DEMO = Recipe(6, "5e-4")
 
 GRIDS: dict[str, tuple[Experiment, ...]] = {
@@ -154,7 +156,17 @@ GRIDS: dict[str, tuple[Experiment, ...]] = {
         Experiment(
             *("squad", "", 2000),
             rows=rows(("movement", "CAP-m"), (50, 10), seeds=(1,), recipe=SQUAD),
-            teacher=Recipe(6, "1e-4"),  # the published two epochs are 258 steps here
+            teacher=SQUAD_TEACHER,
+            environment=OFTEN,
+            flags=FAST,
+            teacher_flags=FAST,
+        ),
+    ),
+    "squad-20": (
+        Experiment(
+            *("squad", "", 2000),
+            rows=rows(("movement", "CAP-m"), (10, 50), seeds=(1,), recipe=SQUAD_20),
+            teacher=SQUAD_TEACHER,
             environment=OFTEN,
             flags=FAST,
             teacher_flags=FAST,
