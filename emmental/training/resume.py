@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from emmental.model.families import is_masked
@@ -33,10 +33,10 @@ IMMATERIAL |= {"save_steps", "save_total_limit", "logging_steps"}
 
 @dataclass(frozen=True)
 class Start:
-    """From where a run starts: a checkpoint, or None for the beginning; and the newer ones that cannot be used."""
+    """From where a run starts: a checkpoint, or None for the beginning; newer ones, and why they cannot be used."""
 
     checkpoint: Path | None = None
-    passed_over: frozenset[Path] = frozenset()
+    passed_over: dict[Path, str] = field(default_factory=dict)
 
 
 def contents(folder: Path) -> set[str]:
@@ -57,17 +57,49 @@ def check_empty(output_dir: Path) -> None:
 
 
 def nothing_to_do(output_dir: Path, arguments: dict, overwrite: bool) -> bool:
-    """Whether `auto` finds a finished run with these `arguments`, by flag, in which case a line says so.
+    """Whether `auto` finds a finished run, in which case a line says so; the arguments are those of auto_start."""
+    if auto_start(output_dir, arguments, overwrite) is not None:
+        return False
+    print_once(f"{output_dir}: this run is finished, nothing to do; its results are in {output_dir / RESULT}")
+    return True
 
-    InputError where it finds what it can neither go on from nor start over without loss, unless `overwrite`.
+
+def find_start(which: str, output_dir: Path, arguments: dict, overwrite: bool) -> Start:
+    """The start that `--resume_from_checkpoint which` means, once the folder is this run's alone."""
+    if which == "auto":
+        start = auto_start(output_dir, arguments, overwrite)
+        if start is None:
+            raise InputError(f"{output_dir}: another process has just finished this run")
+        for folder, wrong in start.passed_over.items():
+            print(f"{folder}: passed over, {wrong}", file=sys.stderr)
+        if not start.checkpoint and (output_dir / ARGUMENTS).exists():
+            print_once(f"{output_dir}: no checkpoint to go on from; training starts anew")
+        return start
+    if not which:
+        if not overwrite:
+            check_empty(output_dir)
+        return Start()
+    if wrong := fault(Path(which)):
+        raise InputError(f"--resume_from_checkpoint {which}: no complete checkpoint, {wrong}")
+    if Path(which).resolve().parent != output_dir.resolve():
+        raise InputError(f"--resume_from_checkpoint {which}: not in --output_dir {output_dir}, where the banks are")
+    return Start(Path(which))
+
+
+def auto_start(output_dir: Path, arguments: dict, overwrite: bool) -> Start | None:
+    """From where `auto` starts; None where a run with these `arguments`, by flag, has finished.
+
+    InputError where the folder holds no complete checkpoint and something would be lost, unless `overwrite`.
     """
     finished, differences = _finished(output_dir, arguments)
     if finished and not differences:
-        print_once(f"{output_dir}: this run is finished, nothing to do; its results are in {output_dir / RESULT}")
-        return True
+        return None
+    start = Start() if finished else _newest(output_dir)
+    if start.checkpoint:
+        return start
     if not overwrite:
-        _check_auto(output_dir, differences)
-    return False
+        _check_nothing_lost(output_dir, differences, start.passed_over)
+    return Start()
 
 
 def _finished(output_dir: Path, arguments: dict) -> tuple[bool, str]:
@@ -82,71 +114,34 @@ def _finished(output_dir: Path, arguments: dict) -> tuple[bool, str]:
     return True, _differences(saved, {name: value for name, value in arguments.items() if name not in IMMATERIAL})
 
 
-def _check_auto(output_dir: Path, differences: str) -> None:
-    """Refuses a folder in which `auto` can neither go on nor start over without loss; `differences` of a finished run.
+def _check_nothing_lost(output_dir: Path, differences: str, damaged: dict[Path, str]) -> None:
+    """Refuses to start anew over a finished run with `differences`, over `damaged` checkpoints, or over other files.
 
     A run that was interrupted before its first checkpoint and its model has nothing to lose.
     """
     where, anew = f"--resume_from_checkpoint auto: {output_dir}", "--overwrite_output_dir starts anew"
     if differences:
         raise InputError(f"{where} holds a finished run, of which {differences}; {anew}")
-    names = {name for name in contents(output_dir) if not name.endswith(UNUSED)}
-    if not names:
-        return
-    faults = _faults(output_dir)
-    if faults and all(faults.values()):
-        newest, wrong = next(iter(faults.items()))
+    if damaged:
+        newest, wrong = next(iter(damaged.items()))
         banks = "" if (output_dir / "banks").is_dir() else f" (there is no folder {output_dir / 'banks'})"
         raise InputError(f"{where} has no complete checkpoint; {newest.name}: {wrong}{banks}; {anew} without them")
-    if not faults and read_json(output_dir / ARGUMENTS) is None:
+    names = {name for name in contents(output_dir) if not name.endswith(UNUSED)}
+    if names and read_json(output_dir / ARGUMENTS) is None:
         check_empty(output_dir)
-    if not faults and (left := sorted(names & {*WEIGHTS, RESULT})):
+    if left := sorted(names & {*WEIGHTS, RESULT}):
         holds = f"holds {' and '.join(left)}, and no checkpoint to go on from"
         raise InputError(f"{where} {holds}; --do_eval alone evaluates a model, {anew}")
 
 
-def find_start(which: str, output_dir: Path, arguments: dict, overwrite: bool) -> Start:
-    """The start that `--resume_from_checkpoint which` means, once the folder is this run's alone.
-
-    `overwrite`: where nothing can be gone on from, the run starts anew over whatever is there.
-    """
-    if which == "auto":
-        if nothing_to_do(output_dir, arguments, overwrite):
-            raise InputError(f"{output_dir}: another process has just finished this run")
-        finished, _ = _finished(output_dir, arguments)  # with other arguments, which `overwrite` gives up
-        return Start() if finished else _newest(output_dir)
-    if not which:
-        if not overwrite:
-            check_empty(output_dir)
-        return Start()
-    if wrong := fault(Path(which)):
-        raise InputError(f"--resume_from_checkpoint {which}: no complete checkpoint, {wrong}")
-    if Path(which).resolve().parent != output_dir.resolve():
-        raise InputError(f"--resume_from_checkpoint {which}: not in --output_dir {output_dir}, where the banks are")
-    return Start(Path(which))
-
-
 def _newest(output_dir: Path) -> Start:
-    """The newest complete checkpoint, if any; says which newer ones are passed over, or that there is none."""
-    faults = _faults(output_dir)
-    *newer, last = faults or [None]
-    if last and not faults[last]:
-        for folder in newer:
-            print(f"{folder}: passed over, {faults[folder]}", file=sys.stderr)
-        return Start(last, frozenset(newer))
-    if (output_dir / ARGUMENTS).exists():
-        print_once(f"{output_dir}: an earlier run left no checkpoint to go on from; training starts anew")
-    return Start()
-
-
-def _faults(output_dir: Path) -> dict[Path, str | None]:
-    """What is wrong with each checkpoint, from the newest to the first that is complete."""
-    faults = {}
+    """The newest complete checkpoint, if there is one."""
+    passed_over = {}
     for folder in _checkpoints(output_dir):
-        faults[folder] = fault(folder)
-        if faults[folder] is None:
-            break
-    return faults
+        if (wrong := fault(folder)) is None:
+            return Start(folder, passed_over)
+        passed_over[folder] = wrong
+    return Start(None, passed_over)
 
 
 def complete(output_dir: Path) -> Iterator[Path]:
