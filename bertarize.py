@@ -60,14 +60,11 @@ def main() -> None:
         if folder.exists():
             check_replaceable(folder)
 
-    import transformers
-
     from emmental.export.fold import save_folded
     from emmental.export.model_card import write_folded_card
     from emmental.model.loading import load_masked
     from emmental.pruning.counting import count
 
-    transformers.logging.disable_progress_bar()
     model = load_masked(args.model_name_or_path, args.pruning_method, args.threshold)
     others = count(model) if other_masks else None
     shutil.rmtree(temporary, ignore_errors=True)
@@ -81,7 +78,7 @@ def main() -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     print(report)
-    print(f"folded into {target}")
+    print(f"{'packed' if args.format == 'sparse' else 'folded'} into {target}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def read(args: GlueArguments, split: str) -> glue.Rows:
 def main() -> None:
     # Everything that can be wrong with flags and files is found before torch or a model is loaded.
     args = parse(GlueArguments)
-    if args.finished:
+    if args.nothing_to_do():
         return
     if args.task_name not in glue.TASKS:
         raise InputError(f"--task_name {args.task_name}: one of {', '.join(glue.TASKS)}")

@@ -32,7 +32,7 @@ def report(source: str, notes: list[tuple[str, str]], what: str, verbose: bool) 
 def main() -> None:
     # Everything that can be wrong with flags and files is found before torch or a model is loaded.
     args = parse(SquadArguments)
-    if args.finished:
+    if args.nothing_to_do():
         return
     squad_windows.check_lengths(args.max_seq_length, args.doc_stride, args.max_query_length)
     check_models(args, None)

@@ -13,9 +13,9 @@ from emmental.data import glue
 from emmental.data.batches import Plan
 from emmental.model.families import TYPES, is_masked
 from emmental.pruning.methods import METHODS
-from emmental.training.resume import check_empty, nothing_to_do
+from emmental.training import resume
 from emmental.utils.errors import InputError, print_once
-from emmental.utils.flags import default_of, flag, given_of, refuse
+from emmental.utils.flags import default_of, defaults_of, flag, given_of, refuse
 from emmental.utils.launch import world_size
 
 START_LAMBDA = 100.0  # where steering starts if --final_lambda is not given
@@ -74,7 +74,7 @@ class ModelArguments:
         except OSError as error:  # a file on the way, a loop of links, a name too long
             raise InputError(f"--output_dir {self.output_dir}: {error.strerror}") from None
         if self.do_train and not (self.overwrite_output_dir or self.resume_from_checkpoint):
-            check_empty(Path(self.output_dir))
+            resume.check_empty(Path(self.output_dir))
         existing = Path(self.output_dir)
         while not os.path.lexists(existing):
             existing = existing.parent
@@ -340,11 +340,10 @@ class CommonArguments(DistillationArguments, ContrastiveArguments, PruningArgume
         """What arguments.json keeps of a run."""
         return asdict(self) | {"global_batch_size": self.per_gpu_train_batch_size * self.world_size}
 
-    @property
-    def finished(self) -> bool:
-        """Whether `--resume_from_checkpoint auto` has nothing to do; InputError where it could only do harm."""
-        auto = self.resume_from_checkpoint == "auto"
-        return auto and nothing_to_do(Path(self.output_dir), self.record, self.overwrite_output_dir)
+    def nothing_to_do(self) -> bool:
+        """Whether `--resume_from_checkpoint auto` finds a finished run; InputError where it could only do harm."""
+        found = Path(self.output_dir), self.record, defaults_of(self), self.overwrite_output_dir
+        return self.resume_from_checkpoint == "auto" and resume.nothing_to_do(*found)
 
     def plan(self, examples: int) -> Plan:
         """The plan of a run on so many examples; refused where no step is left to prune in, or no snapshot is taken."""

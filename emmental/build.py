@@ -196,7 +196,8 @@ def warn_of_short_way(args: CommonArguments, model: MaskedModel, way: float) -> 
     if needed > way:
         far = f"scores have to fall by {needed:.3g} to --final_threshold {args.final_threshold:g}, and this run moves "
         far += f"them by about {way:.2g}, the sum of --mask_scores_learning_rate over its steps"
-        print_once(f"warning: nothing would be pruned: {far}; raise it, or take more steps")
+        before = " before calibration" if args.target_sparsity else ""
+        print_once(f"warning: nothing would be pruned{before}: {far}; raise it, or take more steps")
 
 
 def build_objective(args: CommonArguments, task: Task) -> Objective:

@@ -50,6 +50,7 @@ from emmental.training.resume import (
 from emmental.utils import distributed
 from emmental.utils.errors import InputError, print_once
 from emmental.utils.files import open_to_others, write_errors, write_json
+from emmental.utils.flags import defaults_of
 from emmental.utils.lock import lock_folder
 from emmental.utils.precision import Precision
 
@@ -157,13 +158,14 @@ def train_and_save(
 
 def decide_start(args: CommonArguments, fingerprint: dict) -> Start:
     """From where the run starts, as process 0 finds it."""
-    which, overwrite = args.resume_from_checkpoint, args.overwrite_output_dir
-    start = distributed.from_main(lambda: find_start(which, Path(args.output_dir), args.record, overwrite))
+    which, folder, overwrite = args.resume_from_checkpoint, Path(args.output_dir), args.overwrite_output_dir
+    defaults = defaults_of(args)
+    start = distributed.from_main(lambda: find_start(which, folder, args.record, defaults, overwrite))
     if start.checkpoint:
         if not start.checkpoint.is_dir():
             lacks = f"process {distributed.rank()} does not find {start.checkpoint.name}, from which process 0 goes on"
             raise InputError(f"--output_dir {args.output_dir}: {lacks}; all nodes have to share the folder")
-        check_arguments(start.checkpoint, fingerprint)
+        check_arguments(start.checkpoint, fingerprint, defaults)
     return start
 
 

@@ -52,7 +52,7 @@ def test_objective_has_every_weight_and_temperature(parsed):
 def test_scores_that_cannot_reach_the_threshold_are_warned_of(parsed, capsys, rate, warned):
     """A warm-up of 5 steps and 95 down to 0 sum to 50 rates; from 0 to a sigmoid of 0.2 it is log(4) = 1.39."""
     state_of(parsed("--mask_scores_learning_rate", str(rate)), SimpleNamespace(labels=("0", "1"), first_step=0))
-    line = "warning: nothing would be pruned: scores have to fall by 1.39 to --final_threshold 0.2, and this run moves "
+    line = "warning: nothing would be pruned before calibration: scores have to fall by 1.39 to --final_threshold 0.2"
     assert (line in capsys.readouterr().out) == warned
 
 

@@ -26,6 +26,7 @@ from emmental.model.masked_classes import (
     masked_class,
     plain_class,
 )
+from emmental.model.masked_model import Hidden
 from emmental.model.validation import usable_positions
 from emmental.utils.errors import InputError
 
@@ -139,9 +140,10 @@ class SparseModel(nn.Module):
             if self.family.rotary:
                 padded = hidden.new_zeros(*input_ids.shape, hidden.shape[1])
                 padded[row, column] = hidden
+                last = Hidden(padded[:, 0], padded, attention_mask)
             else:
-                padded, attention_mask = hidden[:, None], attention_mask[:, :1]
-            features = self.plain.features(padded, attention_mask)
+                last = Hidden(hidden)
+            features = self.plain.features(last)
             return SequenceClassifierOutput(logits=self.plain.through((self.family.classifier,), features))
         logits = torch.full((*input_ids.shape, 2), PADDING_LOGIT)
         logits[row, column] = self.plain.through(self.family.span_head, hidden)

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from emmental.model.families import MASKED, check_family, family_of
 from emmental.model.heads import ANSWERS, CLASSIFIES
@@ -22,11 +20,14 @@ def load_config(name: str, **settings) -> MaskedConfig:
     return masked_class(family, "Config").from_pretrained(name, model_type=MASKED + family, **settings)
 
 
-def load(head: str, name: str, config_name: str = "", *, trained: bool = True, **settings) -> MaskedModel:
+def load(
+    head: str, name: str, config_name: str = "", *, trained: bool = True, exact: bool = False, **settings
+) -> MaskedModel:
     """A model by transformers' `from_pretrained`, with `settings` in place of its config's.
 
     `head` is one of masked_classes.HEADS. InputError where it cannot be loaded, or weights are missing or of another
-    shape; of one that is not `trained` yet scores, pooler and head may be missing, and the head may be another.
+    shape; of one that is not `trained` yet scores, pooler and head may be missing, and the head may be another. With
+    `exact` there may be no weights that the model lacks.
     """
     options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
@@ -49,6 +50,11 @@ def load(head: str, name: str, config_name: str = "", *, trained: bool = True, *
     if missing:
         of = model_class.__name__
         raise InputError(f"{name}: {len(missing)} weights of a {of} are missing, the first {missing[0]}")
+    # magnitude needs no scores, and older files hold a buffer of positions, and for a span a pooler (D67)
+    unread = "mask_scores", "position_ids", *POOLER
+    spare = sorted(key for key in loading_info["unexpected_keys"] if not key.endswith(unread))
+    if exact and spare:
+        raise InputError(f"{name}: {len(spare)} weights are of another model, the first {spare[0]}")
     if not trained:
         report_new_weights(name, model, loading_info)
     return model
@@ -84,50 +90,16 @@ def load_masked(directory: str, pruning_method: str | None = None, threshold: fl
 
     InputError where weights or scores are missing, or are not this model's.
     """
-    folder = Path(directory)
-    saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    saved = json.loads((Path(directory) / "config.json").read_text(encoding="utf-8"))
+    family = check_family(directory, saved.get("model_type"))
+    heads = {masked_class(family, head).__name__: head for head in (CLASSIFIES, ANSWERS)}
+    architecture = (saved.get("architectures") or list(heads))[0]
+    if architecture not in heads:
+        raise InputError(f"{directory}: architecture {architecture}, not one of {', '.join(heads)}")
     given = {"pruning_method": pruning_method, "threshold": threshold}
-    settings = saved | {name: value for name, value in given.items() if value is not None}
-    family = check_family(str(folder), saved.get("model_type"))
-    classes = {kind.__name__: kind for kind in (masked_class(family, head) for head in (CLASSIFIES, ANSWERS))}
-    architecture = (saved.get("architectures") or list(classes))[0]
-    if architecture not in classes:
-        raise InputError(f"{folder}: architecture {architecture}, not one of {', '.join(classes)}")
-    try:
-        model = classes[architecture](masked_class(family, "Config").from_dict(settings))
-    except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
-        raise InputError(f"{folder / 'config.json'}: {_first_line(error)}") from None
-    weights, expected = read_weights(folder), model.state_dict()
-    # Magnitude needs no scores, and may be tried on a model that has them; older files hold a buffer of positions, and
-    # for a span a pooler that nothing reads (D67).
-    unread = "position_ids", "mask_scores", *POOLER
-    spare = {name for name in weights if name.endswith(unread) and name not in expected}
-    weights = {name: value for name, value in weights.items() if name not in spare}
-    wrong = [name for name in expected if name not in weights or weights[name].shape != expected[name].shape]
-    wrong += [name for name in weights if name not in expected]
-    if wrong:
-        what = "scores" if wrong[0].endswith("mask_scores") else "weights"
-        raise InputError(f"{folder}: {len(wrong)} {what} missing or of another model, the first {wrong[0]}")
-    model.load_state_dict(weights)
-    set_threshold(model, settings["threshold"])
+    settings = {name: value for name, value in given.items() if value is not None}
+    transformers.logging.set_verbosity_error()  # what is missing is said here
+    transformers.logging.disable_progress_bar()
+    model = load(heads[architecture], directory, exact=True, **settings)
+    set_threshold(model, model.config.threshold)
     return model.eval()
-
-
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a folder's model.safetensors, or of the pytorch_model.bin of older runs; never other objects."""
-    for name, reader in (
-        ("model.safetensors", load_file),
-        ("pytorch_model.bin", lambda path: torch.load(path, map_location="cpu", weights_only=True)),
-    ):
-        if (folder / name).is_file():
-            try:
-                return dict(reader(folder / name))
-            except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, TypeError, KeyError) as error:
-                raise InputError(f"{folder / name}: damaged, or no file of tensors ({_first_line(error)})") from None
-            except Exception as error:  # what an unpickler that takes tensors only says of anything else
-                raise InputError(f"{folder / name}: not tensors alone, not loaded ({_first_line(error)})") from None
-    raise InputError(f"{folder}: has neither model.safetensors nor pytorch_model.bin")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:120]

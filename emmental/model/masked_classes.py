@@ -14,7 +14,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from emmental.model.families import FAMILIES, MASKED
 from emmental.model.heads import ANSWERS, CLASSIFIES
-from emmental.model.masked_model import MaskedConfig, MaskedModel, mean
+from emmental.model.masked_model import Hidden, MaskedConfig, MaskedModel, with_score_init
 
 PADDING_LOGIT = -1e4  # e^-10000 is 0 in every precision, and stays finite through a temperature
 
@@ -48,49 +48,46 @@ class SpanOutput(ModelOutput):
 class MaskedClassifier(MaskedModel):
     """A sentence or sentence pair -> `config.num_labels` logits."""
 
-    def features(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def features(self, hidden: Hidden) -> torch.Tensor:
         """What the head's last linear reads, but for the dropout before it, (batch, hidden)."""
-        pooled = hidden[:, 0]
-        if getattr(self.config, "classifier_pooling", "cls") == "mean":
-            pooled = mean(hidden, attention_mask)
-        return self.through(self.family.features, pooled)
+        over_all = getattr(self.config, "classifier_pooling", "cls") == "mean"
+        return self.through(self.family.features, hidden.mean() if over_all else hidden.first)
 
-    def represent(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def represent(self, hidden: Hidden) -> torch.Tensor:
         # as released: `cls` is the tanh pooler's output here (D6), in general what the head's last linear reads
-        cls = self.config.alignrep == "cls"
-        return self.features(hidden, attention_mask) if cls else mean(hidden, attention_mask)
+        return self.features(hidden) if self.config.alignrep == "cls" else hidden.mean()
 
     def forward(
         self, input_ids, attention_mask=None, token_type_ids=None, *, with_representation: bool = True
     ) -> ClassificationOutput:
         """The logits, and `with_representation` the anchor; without it first tokens may be all that is computed."""
         inputs, cls = (input_ids, attention_mask, token_type_ids), self.config.alignrep == "cls"
-        hidden, attention_mask = self.hidden_states(*inputs, first_only=cls or not with_representation)
-        features = self.get_submodule(self.family.dropout)(self.features(hidden, attention_mask))
+        hidden = self.hidden_states(*inputs, first_only=cls or not with_representation)
+        features = self.get_submodule(self.family.dropout)(self.features(hidden))
         output = ClassificationOutput(logits=self.get_submodule(self.family.classifier)(features))
         if with_representation:
             # as released: the cls anchor is taken after dropout, mean-pooling has none of its own (D5)
-            output.representation = features if cls else self.represent(hidden, attention_mask)
+            output.representation = features if cls else self.represent(hidden)
         return output
 
 
 class MaskedAnswerer(MaskedModel):
     """A question and a window of a passage -> logits of the answer's first and last token."""
 
-    def represent(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def represent(self, hidden: Hidden) -> torch.Tensor:
         # as released: `cls` is the raw hidden state here, there is no pooler (D6)
-        return hidden[:, 0] if self.config.alignrep == "cls" else mean(hidden, attention_mask)
+        return hidden.first if self.config.alignrep == "cls" else hidden.mean()
 
     def forward(
         self, input_ids, attention_mask=None, token_type_ids=None, *, with_representation: bool = True
     ) -> SpanOutput:
         """With packing on, padding is no part of the span: its logits are -10000. Off, it is, as released (D37)."""
-        hidden, attention_mask = self.hidden_states(input_ids, attention_mask, token_type_ids)
-        logits = self.through(self.family.span_head, hidden)
+        hidden = self.hidden_states(input_ids, attention_mask, token_type_ids)
+        logits = self.through(self.family.span_head, hidden.tokens)
         if self.packing:
-            logits = logits.masked_fill(attention_mask[..., None] == 0, PADDING_LOGIT)
+            logits = logits.masked_fill(hidden.mask[..., None] == 0, PADDING_LOGIT)
         start, end = logits.unbind(-1)
-        anchor = self.represent(hidden, attention_mask) if with_representation else None
+        anchor = self.represent(hidden) if with_representation else None
         return SpanOutput(start_logits=start, end_logits=end, representation=anchor)
 
 
@@ -101,9 +98,8 @@ HEADS = {
 
 
 def plain_class(family: str, kind: str) -> type:
-    """transformers' own class of a family; `kind` is one of HEADS, or "Config"."""
-    prefix = FAMILIES[family].prefix
-    return getattr(transformers, f"{prefix}Config" if kind == "Config" else f"{prefix}For{kind}")
+    """transformers' own class of a family; `kind` is one of HEADS, "Config", or "Model" without a head."""
+    return getattr(transformers, FAMILIES[family].prefix + (kind if kind in ("Config", "Model") else f"For{kind}"))
 
 
 @cache
@@ -123,6 +119,7 @@ for _family in FAMILIES:
     _config = masked_class(_family, "Config")
     globals()[_config.__name__] = _config
     AutoConfig.register(_config.model_type, _config)
+    with_score_init(plain_class(_family, "Model"))
     for _kind, (_, _auto) in HEADS.items():
         _model = masked_class(_family, _kind)
         globals()[_model.__name__] = _model

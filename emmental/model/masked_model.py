@@ -42,11 +42,19 @@ class MaskedConfig:
     threshold: float | int | None = None
 
 
-def mean(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """The mean over the real tokens, (batch, length, hidden) -> (batch, hidden)."""
-    assert hidden.shape[:2] == attention_mask.shape, "the last layer has first tokens only"
-    weights = attention_mask[..., None].to(hidden.dtype)
-    return (hidden * weights).sum(1) / weights.sum(1)
+@dataclass(frozen=True)
+class Hidden:
+    """The last layer's output: of each text's first token (batch, hidden), and of all tokens (batch, length, hidden)
+    with their mask (batch, length); None where only first tokens were computed."""
+
+    first: torch.Tensor
+    tokens: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+
+    def mean(self) -> torch.Tensor:
+        """The mean over the real tokens, (batch, hidden)."""
+        weights = self.mask[..., None].to(self.tokens.dtype)
+        return (self.tokens * weights).sum(1) / weights.sum(1)
 
 
 POOLER = (".pooler.dense.weight", ".pooler.dense.bias")  # of a span model that the released code saved; nothing read it
@@ -72,7 +80,10 @@ class ScoreInit:
 
 @cache
 def with_score_init(inner: type) -> type:
-    return type(f"Masked{inner.__name__}", (ScoreInit, inner), {"__module__": __name__})
+    """transformers' inner model with ScoreInit; made on import for every family, so that a pickle finds it by name."""
+    made = type(f"Masked{inner.__name__}", (ScoreInit, inner), {"__module__": __name__})
+    globals()[made.__name__] = made
+    return made
 
 
 class MaskedModel(ABC):
@@ -83,11 +94,12 @@ class MaskedModel(ABC):
 
     family: ClassVar[Family]
     _keep_in_fp32_modules_strict: ClassVar = ["mask_scores"]  # whatever dtype from_pretrained is asked for
+    supports_gradient_checkpointing = False  # a layer computed again would not find its products.Together
     packing = True
 
     @abstractmethod
-    def represent(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """(batch, length, hidden) -> (batch, hidden): `alignrep`'s pooling, before any dropout of the anchor's own."""
+    def represent(self, hidden: Hidden) -> torch.Tensor:
+        """`alignrep`'s pooling, (batch, hidden), before any dropout of the anchor's own."""
 
     def __init__(self, config: MaskedConfig):
         if config.alignrep not in ("cls", "mean-pooling"):
@@ -139,14 +151,12 @@ class MaskedModel(ABC):
             for module in self.embeddings:
                 module.requires_grad_(False)
 
-    def hidden_states(
-        self, input_ids, attention_mask=None, token_type_ids=None, *, first_only: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The last layer's output (batch, length, hidden), and the attention mask (batch, length) on its device.
+    def hidden_states(self, input_ids, attention_mask=None, token_type_ids=None, *, first_only: bool = False) -> Hidden:
+        """The last layer's output.
 
         Padding is zero with packing on. The first token of a row counts as real, whatever the mask says of it, so that
-        every row has a finite representation (D26). `first_only` says that only first tokens will be read; with packing
-        on nothing else is computed in the last layer, and the length is 1.
+        every row has a finite representation (D26). `first_only` says that only first tokens will be read, so that with
+        packing on nothing else need be computed in the last layer.
         """
         device = self.base_model.get_input_embeddings().weight.device
         if attention_mask is None:
@@ -162,10 +172,14 @@ class MaskedModel(ABC):
         first_only = first_only and packing is not None and self.family.first_tokens is not None
         with masked_products(self.encoder):
             if packing is None:
-                return self.padded_layers(inputs, attention_mask), attention_mask
+                tokens = self.padded_layers(inputs, attention_mask)
+                return Hidden(tokens[:, 0], tokens, attention_mask)
             inputs = {name: packing.pack(x) for name, x in inputs.items()}
             hidden = self.packed_layers(inputs, packing, first_only)
-        return hidden[:, None] if first_only else packing.unpack(hidden), attention_mask
+        if first_only:
+            return Hidden(hidden)
+        tokens = packing.unpack(hidden)
+        return Hidden(tokens[:, 0], tokens, attention_mask)
 
     def embed(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The first layer's input, (batch, length, hidden)."""
@@ -211,5 +225,5 @@ class MaskedModel(ABC):
     def encode(self, input_ids, attention_mask=None, token_type_ids=None) -> torch.Tensor:
         """The representation as the banks store it, (batch, hidden): of length 1, in the mode the model is in."""
         inputs = input_ids, attention_mask, token_type_ids
-        hidden, attention_mask = self.hidden_states(*inputs, first_only=self.config.alignrep == "cls")
-        return normalize(self.represent(hidden, attention_mask).float(), dim=-1)
+        hidden = self.hidden_states(*inputs, first_only=self.config.alignrep == "cls")
+        return normalize(self.represent(hidden).float(), dim=-1)

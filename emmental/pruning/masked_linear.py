@@ -114,9 +114,12 @@ def mask_linears(encoder: nn.Module, pruning_method: str, mask_init: str, mask_s
 def set_threshold(model: nn.Module, threshold: float) -> None:
     """Sets the threshold of every MaskedLinear and makes its mask anew from the present scores and weights.
 
-    Matrices of one size are done together on a device, see `equal_sized`.
+    A masked model's config gets it as well, and is saved with it. Matrices of one size are done together on a device,
+    see `equal_sized`.
     """
     linears = list(masked_linears(model).values())
+    if linears and hasattr(getattr(model, "config", None), "threshold"):
+        model.config.threshold = threshold
     for linear in linears:
         linear.threshold = threshold
     for group in equal_sized([linear for linear in linears if not linear.method.smooth]):

@@ -88,7 +88,6 @@ class MaskSchedule:
         """Makes the masks at a threshold of the schedule from the present scores; the config keeps what was cut at."""
         if self.global_cut_every:
             threshold = global_cut(model, threshold)
-        model.config.threshold = threshold
         set_threshold(model, threshold)
 
     def state_dict(self) -> dict:

@@ -12,7 +12,7 @@ import torch
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.summary import image, scalar
+from tensorboardX.summary import image
 from tensorboardX.utils import figure_to_image
 
 from emmental.utils.errors import InputError
@@ -93,7 +93,8 @@ class Log:
             self.lines.write(json.dumps({"step": step, **finite}) + "\n")
             self.lines.flush()
         self.logged += 1
-        self._event(step, summary=Summary(value=[x for name in values for x in scalar(name, values[name]).value]))
+        content = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._event(step, summary=Summary(value=content))
 
     def figure(self, step: int, name: str, draw: Callable) -> None:
         """A matplotlib figure for TensorBoard, where there is matplotlib: `draw` makes it."""

@@ -74,7 +74,7 @@ class Objective:
         index: torch.Tensor,
         samples: dict[str, BankSample],
     ) -> dict[str, torch.Tensor]:
-        """The weighted parts of a global batch's loss by name; `batch_loss` adds the penalty, and minimises the sum.
+        """The weighted parts of a global batch's loss by name; `batch_loss` adds the penalty.
 
         `logits`, `labels` and `teacher_logits` (None: no distillation) as above; `anchors` (batch, hidden), `index`
         (batch,), and `samples`, what each bank gave for the batch (none: no anchors are needed).

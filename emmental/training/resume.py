@@ -56,18 +56,18 @@ def check_empty(output_dir: Path) -> None:
         raise InputError(f"--output_dir {output_dir} is not empty; --overwrite_output_dir writes into it all the same")
 
 
-def nothing_to_do(output_dir: Path, arguments: dict, overwrite: bool) -> bool:
+def nothing_to_do(output_dir: Path, arguments: dict, defaults: dict, overwrite: bool) -> bool:
     """Whether `auto` finds a finished run, in which case a line says so; the arguments are those of auto_start."""
-    if auto_start(output_dir, arguments, overwrite) is not None:
+    if auto_start(output_dir, arguments, defaults, overwrite) is not None:
         return False
     print_once(f"{output_dir}: this run is finished, nothing to do; its results are in {output_dir / RESULT}")
     return True
 
 
-def find_start(which: str, output_dir: Path, arguments: dict, overwrite: bool) -> Start:
+def find_start(which: str, output_dir: Path, arguments: dict, defaults: dict, overwrite: bool) -> Start:
     """The start that `--resume_from_checkpoint which` means, once the folder is this run's alone."""
     if which == "auto":
-        start = auto_start(output_dir, arguments, overwrite)
+        start = auto_start(output_dir, arguments, defaults, overwrite)
         if start is None:
             raise InputError(f"{output_dir}: another process has just finished this run")
         for folder, wrong in start.passed_over.items():
@@ -86,12 +86,13 @@ def find_start(which: str, output_dir: Path, arguments: dict, overwrite: bool) -
     return Start(Path(which))
 
 
-def auto_start(output_dir: Path, arguments: dict, overwrite: bool) -> Start | None:
+def auto_start(output_dir: Path, arguments: dict, defaults: dict, overwrite: bool) -> Start | None:
     """From where `auto` starts; None where a run with these `arguments`, by flag, has finished.
 
-    InputError where the folder holds no complete checkpoint and something would be lost, unless `overwrite`.
+    `defaults`, by flag, are what a run had that knew less flags. InputError where the folder holds no complete
+    checkpoint and something would be lost, unless `overwrite`.
     """
-    finished, differences = _finished(output_dir, arguments)
+    finished, differences = _finished(output_dir, arguments, defaults)
     if finished and not differences:
         return None
     start = Start() if finished else _newest(output_dir)
@@ -102,13 +103,13 @@ def auto_start(output_dir: Path, arguments: dict, overwrite: bool) -> Start | No
     return Start()
 
 
-def _finished(output_dir: Path, arguments: dict) -> tuple[bool, str]:
+def _finished(output_dir: Path, arguments: dict, defaults: dict) -> tuple[bool, str]:
     """Whether a training run ended here, and in which arguments it differs."""
     names, saved = contents(output_dir), read_json(output_dir / ARGUMENTS)
     if not (saved and RESULT in names and names & {*WEIGHTS}):
         return False, ""
-    saved.setdefault("evaluate_at", "final")  # of a run from before there was the flag
-    for flags in (saved, arguments := dict(arguments)):  # the family of a type becomes known by the model's config
+    saved, arguments = defaults | saved, dict(arguments)
+    for flags in (saved, arguments):  # the family of a type becomes known by the model's config
         for name in ("model_type", "teacher_type"):
             flags[name] = "masked" if is_masked(str(flags.get(name))) else "dense"
     return True, _differences(saved, {name: value for name, value in arguments.items() if name not in IMMATERIAL})
@@ -189,13 +190,13 @@ def fault(folder: Path) -> str | None:
     return None
 
 
-def check_arguments(folder: Path, arguments: dict) -> None:
-    """Refuses to go on with other arguments than the checkpoint's, each difference by name.
+def check_arguments(folder: Path, arguments: dict, defaults: dict) -> None:
+    """Refuses to go on with other arguments than the checkpoint's, each difference by name; `defaults` as above.
 
     Weights and configs of models are compared where both know them: a model may come from the Hub, and be a folder
     later.
     """
-    saved = read_state(folder)["arguments"]
+    saved = defaults | read_state(folder)["arguments"]
     optional = ("_weights", "model_config")
     arguments = {name: value for name, value in arguments.items() if name in saved or not name.endswith(optional)}
     if wrong := _differences(saved, arguments):

@@ -27,6 +27,11 @@ def default_of(item: Field):
     return item.default if item.default is not MISSING else item.default_factory()
 
 
+def defaults_of(kind) -> dict:
+    """Every flag's default, by name."""
+    return {item.name: default_of(item) for item in fields(kind)}
+
+
 def given_of(arguments, names: set[str]) -> list[Field]:
     """The fields of these names whose value is not the default."""
     return [

@@ -65,9 +65,26 @@ def test_what_changes_no_number_makes_no_other_run(tmp_path):
     for name in ("result.json", "model.safetensors"):
         (tmp_path / name).touch()
     (tmp_path / "arguments.json").write_text(json.dumps(same | saved))
-    assert nothing_to_do(tmp_path, same | now, overwrite=False)
+    assert nothing_to_do(tmp_path, same | now, {}, overwrite=False)
     with pytest.raises(InputError, match="seed was 1 and is 2"):
-        nothing_to_do(tmp_path, same | now | {"seed": 2}, overwrite=False)
+        nothing_to_do(tmp_path, same | now | {"seed": 2}, {}, overwrite=False)
+
+
+def test_a_run_that_knew_less_flags_had_their_defaults(command, expected, folder):
+    """It is finished, or goes on; with another value of such a flag it is another run."""
+    record = json.loads((folder / "arguments.json").read_text())
+    del record["tf32"], record["evaluate_at"]
+    (folder / "arguments.json").write_text(json.dumps(record))
+    assert "nothing to do" in succeed(*command, "--output_dir", folder).out
+    assert "tf32 was False and is True" in refused(command, folder, "--tf32")
+    unfinished(folder)
+    state = json.loads((folder / "checkpoint-12" / "state.json").read_text())
+    del state["arguments"]["tf32"]
+    (folder / "checkpoint-12" / "state.json").write_text(json.dumps(state))
+    succeed(*command, "--output_dir", folder)
+    assert same_outcome(folder, expected)
+    unfinished(folder)
+    assert "tf32 was False and is True" in run_script(*command, "--output_dir", folder, "--tf32").err
 
 
 def test_an_evaluation_of_a_packed_model_lies_beside_it(tmp_path):
@@ -270,9 +287,9 @@ def test_what_another_process_left_meanwhile_is_seen_under_the_lock(expected, fo
     """The folder is looked at once more when it is this run's alone."""
     arguments = json.loads((folder / "arguments.json").read_text())
     with pytest.raises(InputError, match="another process has just finished this run"):
-        find_start("auto", folder, arguments, overwrite=False)
+        find_start("auto", folder, arguments, {}, overwrite=False)
     with pytest.raises(InputError, match="is not empty"):
-        find_start("", folder, arguments, overwrite=False)
-    assert find_start("", folder, arguments, overwrite=True).checkpoint is None
+        find_start("", folder, arguments, {}, overwrite=False)
+    assert find_start("", folder, arguments, {}, overwrite=True).checkpoint is None
     unfinished(folder)
-    assert find_start("auto", folder, arguments, overwrite=False).checkpoint == folder / "checkpoint-12"
+    assert find_start("auto", folder, arguments, {}, overwrite=False).checkpoint == folder / "checkpoint-12"
