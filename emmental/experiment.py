@@ -126,6 +126,7 @@ def train_and_save(
     state.passed_over = set(start.passed_over)
     if resumed:
         checkpoint.restore(resumed, state)
+        print_once(f"{resumed}: training goes on from step {state.progress.step:,} of {plan.total_steps:,}")
     log = Log(output_dir if main else None, state.progress.step, state.progress.logged)
     steps = train(
         model,

@@ -71,7 +71,8 @@ def pretrain(folder: Path, pairs: Texts, seed: int) -> None:
 def execute(title: str, *command: object, **environment: str) -> None:
     """Runs a command with its output shown and this Python first on its path; leaves with its status if it fails."""
     command = [str(part) for part in command]
-    print(f"\n== {title}: {' '.join(command)}", flush=True)
+    shown = [f"{name}={value}" for name, value in environment.items() if value and os.environ.get(name) != value]
+    print(f"\n== {title}: {' '.join([*shown, *command])}", flush=True)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     finished = subprocess.run(command, env=os.environ | environment | {"PATH": path})
     if finished.returncode:

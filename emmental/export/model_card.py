@@ -77,6 +77,8 @@ def write_folded_card(source: Path, folder: Path, name: str, argv: list[str], ot
         data["tags"] = ["pruning"]
         left = remaining(others.remaining, others.remaining_released)
         body = f"# {source.resolve().name}, folded with other masks\n\n{left}\n\n## Results\n\nNot evaluated."
+    elif data.get("metrics"):
+        folded += "\n\nThe results are those of the masked model; this one was not evaluated again."
     data["library_name"] = "transformers" if form == "dense" else "emmental"
     save(folder, data, "\n\n".join([body, folded, LOADING, how_to_load(name, form, squad, config["model_type"])]))
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 from pathlib import Path
+from textwrap import shorten
 
 from safetensors import SafetensorError, safe_open
 
@@ -36,7 +37,7 @@ def read_config(name: str, flag: str) -> dict:
     try:
         path = hf_hub_download(name, "config.json")
     except Exception as error:  # whatever the reason: neither place has it
-        reason = f"{type(error).__name__}: {error}".split("\n")[0][:200]
+        reason = shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
         raise InputError(f"{flag} {name}: no such folder here, and not to be had from the Hub ({reason})") from None
     return _read_json(Path(path), f"{flag} {name}: no config.json")
 

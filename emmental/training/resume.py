@@ -52,8 +52,10 @@ def evaluation_folder(output_dir: Path) -> Path:
 
 def check_empty(output_dir: Path) -> None:
     """Refuses a folder that holds files."""
-    if contents(output_dir):
-        raise InputError(f"--output_dir {output_dir} is not empty; --overwrite_output_dir writes into it all the same")
+    if names := contents(output_dir):
+        run = "; --resume_from_checkpoint auto goes on with its run" if ARGUMENTS in names else ""
+        anew = "--overwrite_output_dir writes into it all the same"
+        raise InputError(f"--output_dir {output_dir} is not empty{run}; {anew}")
 
 
 def nothing_to_do(output_dir: Path, arguments: dict, defaults: dict, overwrite: bool) -> bool:

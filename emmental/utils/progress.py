@@ -19,11 +19,14 @@ class Lines:
     def __init__(self, total: int, desc: str, initial: int, leave: bool):
         self.total, self.title, self.leave = total, desc, leave
         self.done = self.initial = initial
-        self.begun = self.printed = time.monotonic()
+        self.begun: float | None = None
+        self.printed, self.told = time.monotonic(), None
         self.values: dict[str, str] = {}
 
     def update(self, count: int = 1) -> None:
         self.done += count
+        if self.begun is None:  # what is done first waits for what has no progress of its own
+            self.begun, self.initial = time.monotonic(), self.done
         if time.monotonic() - self.printed >= INTERVAL:
             self.tell()
 
@@ -31,11 +34,12 @@ class Lines:
         self.values = values
 
     def tell(self) -> None:
-        self.printed = time.monotonic()
-        rate = (self.done - self.initial) / max(self.printed - self.begun, 1e-9)
-        left = tqdm.format_interval((self.total - self.done) / rate) if rate else "?"
-        values = "".join(f", {name} {value}" for name, value in self.values.items())
-        line = f"{self.title}: {self.done}/{self.total}, {rate:.3g}/s, {left} left{values}"
+        self.printed, self.told = time.monotonic(), self.done
+        line = f"{self.title}: {self.done}/{self.total}"
+        if self.done > self.initial:
+            rate = (self.done - self.initial) / max(self.printed - self.begun, 1e-9)
+            line += f", {rate:.3g}/s, {tqdm.format_interval((self.total - self.done) / rate)} left"
+        line += "".join(f", {name} {value}" for name, value in self.values.items())
         with may_go_unread(sys.stderr):
             print(line, file=sys.stderr, flush=True)
 
@@ -43,7 +47,7 @@ class Lines:
         return self
 
     def __exit__(self, error: type | None, *_):
-        if self.leave and error is None:
+        if self.leave and error is None and self.told != self.done:
             self.tell()
 
 

@@ -209,6 +209,7 @@ def test_a_checkpoint_that_is_passed_over_is_kept(command, expected, folder, eve
     flags = ["--save_total_limit", 1, "--save_steps", every]
     ran = succeed(*command, "--output_dir", folder, *flags)
     assert f"{folder / 'checkpoint-9'}: passed over, model.safetensors is damaged" in ran.err
+    assert f"{folder / 'checkpoint-6'}: training goes on from step 6 of 12\n" in ran.out
     assert {path.name: path.read_bytes() for path in (folder / kept).iterdir()} == before
     assert {path.name for path in folder.glob("checkpoint-*")} == {kept, "checkpoint-12"}
     assert same_outcome(folder, expected)
