@@ -340,10 +340,19 @@ class CommonArguments(DistillationArguments, ContrastiveArguments, PruningArgume
         """What arguments.json keeps of a run."""
         return asdict(self) | {"global_batch_size": self.per_gpu_train_batch_size * self.world_size}
 
+    @property
+    def fixed(self) -> dict:
+        """The part of it that a resumed run cannot change."""
+        names = {item.name for item in fields(self) if item.metadata["affects_training"]} | {"global_batch_size"}
+        return {name: value for name, value in self.record.items() if name in names}
+
     def nothing_to_do(self) -> bool:
-        """Whether `--resume_from_checkpoint auto` finds a finished run; InputError where it could only do harm."""
+        """Whether `--resume_from_checkpoint auto` finds a finished run.
+
+        InputError where it could only do harm, or would go on with other flags than the run had.
+        """
         found = Path(self.output_dir), self.record, defaults_of(self), self.overwrite_output_dir
-        return self.resume_from_checkpoint == "auto" and resume.nothing_to_do(*found)
+        return self.resume_from_checkpoint == "auto" and resume.nothing_to_do(*found, set(self.fixed))
 
     def plan(self, examples: int) -> Plan:
         """The plan of a run on so many examples; refused where no step is left to prune in, or no snapshot is taken."""

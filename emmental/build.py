@@ -5,7 +5,7 @@ every other function the values it needs.
 """
 
 import zlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -215,13 +215,12 @@ def build_objective(args: CommonArguments, task: Task) -> Objective:
     )
 
 
-def resume_fingerprint(args: CommonArguments, plan: Plan, examples: Examples) -> dict:
-    """What a resumed run must have in common with the one it goes on from; of batch and processes, the product.
+def resume_fingerprint(args: CommonArguments, examples: Examples) -> dict:
+    """What a resumed run must have in common with the one it goes on from: the fixed flags, the data, and the models.
 
-    Also the weights of model and teacher, though only the first run reads them: they are what its record names. Not of
+    The weights of model and teacher, though only the first run reads them: they are what its record names. Not of
     models of the Hub, nor weights and config of the one in output_dir, which this run's own will replace.
     """
-    fixed = {item.name: getattr(args, item.name) for item in fields(args) if item.metadata["affects_training"]}
     own = Path(args.output_dir).resolve()
     data = [examples.input_ids.tobytes(), *(labels.numpy().tobytes() for labels in examples.labels)]
     digests = {"data": zlib.crc32(b"".join(data))}
@@ -233,4 +232,4 @@ def resume_fingerprint(args: CommonArguments, plan: Plan, examples: Examples) ->
         files = sorted(Path(folder).glob("*.safetensors")) or sorted(Path(folder).glob("pytorch_model*.bin"))
         if files and Path(folder).resolve() != own:
             digests[key] = [digest(file) for file in files]
-    return {**fixed, "global_batch_size": plan.batch_size, "examples": len(examples), **digests}
+    return {**args.fixed, "examples": len(examples), **digests}

@@ -105,7 +105,7 @@ def train_and_save(
     """Trains the student and saves it; returns it, and what training and the evaluation after it have to report."""
     output_dir, main = Path(args.output_dir), distributed.rank() == 0
     plan = args.plan(len(task.examples))
-    fingerprint = resume_fingerprint(args, plan, task.examples)
+    fingerprint = resume_fingerprint(args, task.examples)
     start = decide_start(args, fingerprint)
     resumed = start.checkpoint
     model = load_student(args, task, precision)

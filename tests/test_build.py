@@ -70,7 +70,7 @@ def test_a_model_in_the_runs_own_folder_is_no_part_of_what_resuming_compares(par
         (tmp_path / folder / "config.json").write_text(content)
         args = parsed("--model_name_or_path", str(tmp_path / folder), "--overwrite_output_dir")
         ids = np.zeros(3, dtype=np.int32)
-        return build.resume_fingerprint(args, Plan(3, 1, 1, 1, 0), Examples(ids, ids, np.arange(4), (torch.zeros(3),)))
+        return build.resume_fingerprint(args, Examples(ids, ids, np.arange(4), (torch.zeros(3),)))
 
     before, after = '{"model_type": "bert"}', '{"model_type": "masked_bert", "threshold": 0.1}'
     assert fingerprint("out", before) == fingerprint("out", after)

@@ -9,6 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,7 @@ UNUSED = (".partial", PASSED_OVER)
 IMMATERIAL = {"output_dir", "cache_dir", "resume_from_checkpoint", "overwrite_output_dir", "overwrite_cache", "no_cuda"}
 IMMATERIAL |= {"per_gpu_train_batch_size", "per_gpu_eval_batch_size", "threads", "verbose_logging"}
 IMMATERIAL |= {"save_steps", "save_total_limit", "logging_steps"}
+TYPES = {"model_type", "teacher_type"}  # whose family becomes known by the model's config
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,20 @@ def check_empty(output_dir: Path) -> None:
         raise InputError(f"--output_dir {output_dir} is not empty{run}; {anew}")
 
 
-def nothing_to_do(output_dir: Path, arguments: dict, defaults: dict, overwrite: bool) -> bool:
-    """Whether `auto` finds a finished run, in which case a line says so; the arguments are those of auto_start."""
-    if auto_start(output_dir, arguments, defaults, overwrite) is not None:
-        return False
-    print_once(f"{output_dir}: this run is finished, nothing to do; its results are in {output_dir / RESULT}")
-    return True
+def nothing_to_do(output_dir: Path, arguments: dict, defaults: dict, overwrite: bool, fixed: set[str]) -> bool:
+    """Whether `auto` finds a finished run, in which case a line says so; the first arguments are those of auto_start.
+
+    InputError where one would go on with other values of the `fixed` flags, before its data are read.
+    """
+    start = auto_start(output_dir, arguments, defaults, overwrite)
+    if start is None:
+        print_once(f"{output_dir}: this run is finished, nothing to do; its results are in {output_dir / RESULT}")
+        return True
+    if start.checkpoint:
+        known = {name: arguments[name] for name in fixed - TYPES}
+        with suppress(FileNotFoundError):  # of a run that is under way there, which the folder's lock will tell
+            check_arguments(start.checkpoint, known, defaults)
+    return False
 
 
 def find_start(which: str, output_dir: Path, arguments: dict, defaults: dict, overwrite: bool) -> Start:
@@ -111,8 +121,8 @@ def _finished(output_dir: Path, arguments: dict, defaults: dict) -> tuple[bool, 
     if not (saved and RESULT in names and names & {*WEIGHTS}):
         return False, ""
     saved, arguments = defaults | saved, dict(arguments)
-    for flags in (saved, arguments):  # the family of a type becomes known by the model's config
-        for name in ("model_type", "teacher_type"):
+    for flags in (saved, arguments):
+        for name in TYPES:
             flags[name] = "masked" if is_masked(str(flags.get(name))) else "dense"
     return True, _differences(saved, {name: value for name, value in arguments.items() if name not in IMMATERIAL})
 

@@ -65,9 +65,9 @@ def test_what_changes_no_number_makes_no_other_run(tmp_path):
     for name in ("result.json", "model.safetensors"):
         (tmp_path / name).touch()
     (tmp_path / "arguments.json").write_text(json.dumps(same | saved))
-    assert nothing_to_do(tmp_path, same | now, {}, overwrite=False)
+    assert nothing_to_do(tmp_path, same | now, {}, overwrite=False, fixed=set())
     with pytest.raises(InputError, match="seed was 1 and is 2"):
-        nothing_to_do(tmp_path, same | now | {"seed": 2}, {}, overwrite=False)
+        nothing_to_do(tmp_path, same | now | {"seed": 2}, {}, overwrite=False, fixed=set())
 
 
 def test_a_run_that_knew_less_flags_had_their_defaults(command, expected, folder):
@@ -146,6 +146,17 @@ OTHERS = {
 def test_a_finished_run_with_other_arguments_is_refused(command, folder, flags, message):
     line = refused(command, folder, *flags)
     assert "holds a finished run, of which" in line and message in line and "--overwrite_output_dir starts anew" in line
+
+
+@pytest.mark.parametrize("flags, message", OTHERS.values(), ids=OTHERS)
+def test_an_interrupted_run_does_not_go_on_with_other_arguments(command, folder, flags, message):
+    """It is refused at once, without torch, and so before its data are tokenised."""
+    unfinished(folder)
+    before, script = everything(folder), launcher(*LIGHT).start
+    ran = script(*command, "--output_dir", folder, *flags, before=("without", "torch")).wait()
+    assert (ran.code, ran.out, len(ran.err.splitlines())) == (2, "", 1)
+    assert f"--resume_from_checkpoint {folder / 'checkpoint-12'}: {message}; without this flag" in ran.err
+    assert everything(folder) == before
 
 
 def test_an_overwriting_run_that_stops_early_leaves_nothing_finished(command, folder):
