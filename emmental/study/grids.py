@@ -99,6 +99,8 @@ GRIDS: dict[str, tuple[Experiment, ...]] = {
                 *rows(("CAP-m", "movement", "CAP-soft"), (10,), recipe=SST2),
                 *rows(("soft movement", "CAP-m supcon"), (10,), recipe=SST2),
                 *rows(("movement", "CAP-m", "CAP-soft"), (3,), recipe=SST2),
+                *rows(("soft movement", "magnitude"), (3,), recipe=SST2),
+                *rows(("magnitude",), (10,), recipe=SST2),
             ),
             environment=OFTEN,
             flags=FAST,
