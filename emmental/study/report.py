@@ -79,17 +79,21 @@ def groups(lines: list[dict]) -> list[Group]:
 def remark(group: Group, metrics: list[str], floors: list[dict], teachers: list[dict]) -> str:
     """Whether a model is at a floor, or below one, by the mean of the first metric; other teachers; failed cells.
 
-    Where the other metrics are not the floor's, as with guesses of another class, the remark says so.
+    Where the other metrics are not the floor's, as with guesses of another class, the remark says so, and where some
+    seeds are at a floor and others are not.
     """
     notes = []
     for floor in sorted(floors, key=lambda line: percent(line, metrics[0])) if group.finished else []:
         first, *others = (mean(group.values(metric)) - percent(floor, metric) for metric in metrics)
         name = FLOORS[floor["method"]].removeprefix("floor: ")
-        if first > AT_FLOOR:
-            continue
         at = abs(first) <= AT_FLOOR
-        alike = all(abs(other) <= AT_FLOOR if at else other <= AT_FLOOR for other in others)
-        notes.append(f"{'at' if at else 'below'} {name}" + ("" if alike else f" in {NAMES[metrics[0]]} alone"))
+        if first <= AT_FLOOR:
+            alike = all(abs(other) <= AT_FLOOR if at else other <= AT_FLOOR for other in others)
+            notes.append(f"{'at' if at else 'below'} {name}" + ("" if alike else f" in {NAMES[metrics[0]]} alone"))
+        apart = [[abs(percent(line, metric) - percent(floor, metric)) for metric in metrics] for line in group.finished]
+        seeds = sum(max(of_line) <= AT_FLOOR for of_line in apart)
+        if 0 < seeds < len(apart):
+            notes.append(f"{seeds} of {len(apart)} seeds at {name}")
     failed = len(group.lines) - len(group.finished)
     return "; ".join(notes + other_teachers(group, metrics, teachers) + ([f"{failed} failed"] if failed else []))
 
@@ -174,7 +178,7 @@ def panel(axis, lines: list[dict]) -> None:
         curves[label(group, found, by_epochs)].append(group)
     for number, (name, members) in enumerate(curves.items()):
         # curves at one place stand side by side so that all are seen, many of them closer
-        aside = 1 + 0.24 / max(8, len(curves)) * (number - (len(curves) - 1) / 2)
+        aside = 1 + 0.4 / max(8, len(curves)) * (number - (len(curves) - 1) / 2)
         points = [
             (number if by_method else aside * across(group, line), percent(line, metric), at)
             for at, group in enumerate(members)
@@ -197,9 +201,11 @@ def panel(axis, lines: list[dict]) -> None:
     finish(axis, lines[0], metric, EPOCHS if by_epochs else WEIGHTS, found, "linear" if by_method else "log")
     if by_method:  # each has one recipe: methods have the axis
         axis.set(xlim=(-0.6, len(curves) - 0.4), xlabel=f"{found[0].keep:g} % of the weights left")
-        axis.set_xticks(range(len(curves)), [name.replace(" at ", "\nat ") for name in curves])
+        names = [name.replace(" at ", "\nat ").replace("CAP-m ", "CAP-m\n") for name in curves]
+        axis.set_xticks(range(len(curves)), names)
         levels = [line for line in axis.get_lines() if line.get_label() in ("teacher", *FLOORS.values())]
-        axis.legend(handles=sorted(levels, key=lambda line: line.get_label() != "teacher"), fontsize=8, loc="best")
+        levels.sort(key=lambda line: line.get_label() != "teacher")
+        axis.legend(handles=levels, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3)
 
 
 def label(group: Group, found: list[Group], by_epochs: bool) -> str:
@@ -219,7 +225,8 @@ def finish(axis, line: dict, metric: str, x_title: str, found: list[Group], scal
         axis.set(xlim=(places[0] / 1.6, places[-1] * 1.6), xticks=places)
     axis.xaxis.set_major_formatter(ScalarFormatter())
     axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_title(about_data(line))
+    lengths = {group.epochs for group in found}
+    axis.set_title(about_data(line) + (f", {lengths.pop()} epochs" if len(lengths) == 1 else ""))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))  # beside the panel: it may have many names
 

@@ -427,6 +427,16 @@ def test_report_says_where_a_teacher_was_another(lines_file):
     assert not any("another teacher" in said for _, said in remarks.values())
 
 
+@pytest.mark.parametrize("accuracy, alone", [(0.7, ""), (0.63, " in accuracy alone")])
+def test_report_counts_the_seeds_at_a_floor(lines_file, accuracy, alone):
+    """Where others are not: in accuracy or, as guesses of another class, in F1."""
+    results.append(lines_file, line("b2", method="movement", seed=2, metrics={"acc": accuracy, "f1": 0.5}))
+    results.append(lines_file, line("b1", method="movement", metrics={"acc": 0.63, "f1": 0.003}))
+    (said,) = [row[-1] for row in reported(lines_file) if row and row[0] == "movement"]
+    counted = "1 of 2 seeds at the majority class; below regression on frozen word embeddings"
+    assert said == (f"at the majority class{alone}; {counted}" if alone else counted)
+
+
 @pytest.mark.parametrize("task, value", [("squad", 47.5), ("qqp", 0.475)])
 def test_squads_metrics_are_in_per_cent_already(task, value):
     assert report.percent({"task": task, "metrics": {"f1": value}}, "f1") == 47.5
