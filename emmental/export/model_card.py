@@ -28,7 +28,7 @@ LOAD = {
 model = emmental.{masked_class}.from_pretrained("{folder}")
 
 transformers' own class would load the weights without the masks; `bertarize.py` folds the masks into the weights for
-it.""",
+it, or with `--format sparse` packs what they leave for `emmental.load_sparse`.""",
     "dense": """from transformers import {plain_class}
 
 model = {plain_class}.from_pretrained("{folder}")""",
