@@ -100,15 +100,22 @@ class Bank:
         ]
         return (torch.stack(parts, dim=1) if len(parts) > 1 else parts[0][:, None]).float()
 
-    def draw(self, index: torch.Tensor, labels: torch.Tensor | None, extra: int, seed: tuple[int, ...]) -> BankSample:
+    def draw(
+        self,
+        index: torch.Tensor,
+        index_device: torch.Tensor,
+        labels: torch.Tensor | None,
+        extra: int,
+        seed: tuple[int, ...],
+    ) -> BankSample:
         """The batch's own rows and those of extra // R drawn examples, `extra` rows in all (D3, as released).
 
-        `index` (batch,); `labels` (examples,), those of the whole set, or None.
+        `index` (batch,), and the same on the device; `labels` (examples,), those of the whole set, or None.
         """
         others = torch.from_numpy(sample(len(self.columns[0]), extra // len(self.columns), seed))
         extra_index = to_device(others, self.device)
         return BankSample(
-            batch_rows=self.rows(index, to_device(index, self.device)),
+            batch_rows=self.rows(index, index_device),
             extra_rows=self.rows(others, extra_index),
             extra_index=extra_index,
             extra_labels=None if labels is None else rows_to_device(labels, others, self.device),

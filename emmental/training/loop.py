@@ -118,20 +118,20 @@ def batch_loss(
     `seed` decides which extra examples are drawn from the banks; a bank without columns is passed over.
     """
     batch, index_cpu = len(index), torch.from_numpy(index)
+    # What is copied from the host goes before the forward pass, behind which a device would queue it.
+    index_device = to_device(index_cpu, precision.device)
 
     def of_batch(values: torch.Tensor) -> torch.Tensor:
         return rows_to_device(values, index_cpu, precision.device)
 
-    # What is copied from the host goes before the forward pass, behind which a device would queue it.
     labels = tuple(map(of_batch, examples.labels))
     teacher = None if teacher_logits is None else tuple(map(of_batch, teacher_logits))
     extra_labels = examples.labels[0] if objective.supervised_weight else None
     samples = {
-        name: bank.draw(index_cpu, extra_labels, objective.extra_examples, (*seed, number))
+        name: bank.draw(index_cpu, index_device, extra_labels, objective.extra_examples, (*seed, number))
         for number, (name, bank) in enumerate(banks.items())
         if bank.columns
     }
-    index_device = to_device(index_cpu, precision.device)
     with precision.autocast():
         inputs = examples.inputs(distributed.share(index), examples.padded_length(index))
         outputs = model(**inputs, with_representation=bool(samples))

@@ -66,9 +66,10 @@ class Project:
         """The terms by themselves; in a step the training loop puts them together."""
         args, place, terms = self.case.args, torch.from_numpy(index), []
         weights = {"temperature": args.contrastive_temperature, "unsupervised_weight": args.cl_unsupervised_loss_weight}
+        place_device = place.to(anchors.device)
         for number, bank in enumerate(banks):
-            rows = bank.draw(place, labels, args.extra_examples, (0, step, 0, number))
-            here = place.to(anchors.device), rows.extra_index, labels[place].to(anchors.device), rows.extra_labels
+            rows = bank.draw(place, place_device, labels, args.extra_examples, (0, step, 0, number))
+            here = place_device, rows.extra_index, labels[place].to(anchors.device), rows.extra_labels
             batch = anchors, rows.batch_rows, rows.extra_rows, *here
             supervised = args.cl_supervised_loss_weight
             terms.append(objective.contrastive_loss(*batch, supervised_weight=supervised, **weights))
