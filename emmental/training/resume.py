@@ -70,7 +70,7 @@ def nothing_to_do(output_dir: Path, arguments: dict, defaults: dict, overwrite: 
         print_once(f"{output_dir}: this run is finished, nothing to do; its results are in {output_dir / RESULT}")
         return True
     if start.checkpoint:
-        known = {name: arguments[name] for name in fixed - TYPES}
+        known = {name: value for name, value in arguments.items() if name in fixed - TYPES}
         with suppress(FileNotFoundError):  # of a run that is under way there, which the folder's lock will tell
             check_arguments(start.checkpoint, known, defaults)
     return False

@@ -230,7 +230,7 @@ REFUSED = {
     ),
     "longer": (["--num_train_epochs", 4], "num_train_epochs was 3.0 and is 4.0"),
     "another batch": (["--per_gpu_train_batch_size", 4], "global_batch_size was 8 and is 4"),
-    "other data": (["--max_seq_length", 12], "max_seq_length was 24 and is 12, data was"),
+    "shorter inputs": (["--max_seq_length", 12], "max_seq_length was 24 and is 12"),
 }
 
 
