@@ -15,7 +15,7 @@ import pytest
 from tiny import make_glue, make_squad, succeed
 
 from emmental.data import glue, squad
-from emmental.study import data, report, results
+from emmental.study import data, picture, report, results, table
 from emmental.study.__main__ import spelled_alike
 from emmental.study.cells import Cell, Places, grid_cells
 from emmental.study.grids import GRIDS, METHODS, Experiment, Recipe, Row
@@ -439,12 +439,12 @@ def test_report_counts_the_seeds_at_a_floor(lines_file, accuracy, alone):
 
 @pytest.mark.parametrize("task, value", [("squad", 47.5), ("qqp", 0.475)])
 def test_squads_metrics_are_in_per_cent_already(task, value):
-    assert report.percent({"task": task, "metrics": {"f1": value}}, "f1") == 47.5
+    assert table.percent({"task": task, "metrics": {"f1": value}}, "f1") == 47.5
 
 
 def test_groups_order_recipes_and_keep_the_methods_order():
     runs = [("CAP-m", 20, 2e-4), ("movement", 10, 1e-4), ("magnitude", 10, 2e-4), ("CAP-m", 10, 2e-4)]
-    found = report.groups([line(m, method=m, epochs=epochs, learning_rate=r) for m, epochs, r in runs])
+    found = table.groups([line(m, method=m, epochs=epochs, learning_rate=r) for m, epochs, r in runs])
     assert [(group.method, group.epochs, group.learning_rate) for group in found] == [
         *(("CAP-m", 10, 2e-4), ("magnitude", 10, 2e-4), ("movement", 10, 1e-4), ("CAP-m", 20, 2e-4))
     ]
@@ -452,21 +452,21 @@ def test_groups_order_recipes_and_keep_the_methods_order():
 
 @pytest.mark.parametrize("text", ["2e-4", "1.5e-4", "3e-5", "1e0"])
 def test_report_writes_learning_rates_as_recipes_do(text):
-    assert report.rate(float(text)) == text
+    assert table.rate(float(text)) == text
 
 
 def test_report_draws_every_seed(lines_file):
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots()
-    report.panel(axis, [found for found in results.latest(results.read(lines_file)).values() if "metrics" in found])
+    picture.panel(axis, [found for found in results.latest(results.read(lines_file)).values() if "metrics" in found])
     labels = axis.get_legend_handles_labels()[1]
     assert labels == [
         "CAP-m",
         "movement",
         "magnitude",
         "teacher",
-        *(report.FLOORS[name] for name in ("majority", "embeddings")),
+        *(table.FLOORS[name] for name in ("majority", "embeddings")),
     ]
     dots = sorted(round(float(y), 6) for points in axis.collections for _, y in points.get_offsets())
     assert dots == [63.0, 63.0, 75.0, 77.0, 78.0, 79.0]
@@ -483,7 +483,7 @@ def test_report_names_the_methods_where_nothing_else_differs(methods):
     figure, axis = pyplot.subplots()
     others = [found for found in LINES if "metrics" in found and found["kind"] != "pruned"]
     pruned = [found for found in LINES if "metrics" in found and found["kind"] == "pruned" and found["keep"] == 10]
-    report.panel(axis, [*(found for found in pruned if found["method"] in methods), *others])
+    picture.panel(axis, [*(found for found in pruned if found["method"] in methods), *others])
     assert [text.get_text() for text in axis.get_xticklabels()] == methods
     assert axis.get_legend().get_texts()[0].get_text() == "teacher"
     assert sorted({float(x) for dots in axis.collections for x, _ in dots.get_offsets()}) == [*range(len(methods))]
@@ -495,7 +495,7 @@ def test_report_names_learning_rates_where_methods_differ_in_them():
 
     figure, axis = pyplot.subplots()
     runs = [("CAP-m", 2e-4), ("movement", 1e-4)]
-    report.panel(axis, [line("run", method=m, learning_rate=r, metrics={"acc": 0.7}) for m, r in runs])
+    picture.panel(axis, [line("run", method=m, learning_rate=r, metrics={"acc": 0.7}) for m, r in runs])
     assert [text.get_text() for text in axis.get_xticklabels()] == ["CAP-m\nat 2e-4", "movement\nat 1e-4"]
     pyplot.close(figure)
 
@@ -505,7 +505,7 @@ def test_report_gives_a_method_one_colour_and_a_learning_rate_one_dot():
 
     figure, axis = pyplot.subplots()
     runs = [(method, rate, 10) for rate in (2e-4, 1e-4) for method in ("CAP-m", "movement")] + [("CAP-m", 2e-4, 20)]
-    report.panel(axis, [line("run", method=m, learning_rate=r, epochs=e, metrics={"acc": 0.7}) for m, r, e in runs])
+    picture.panel(axis, [line("run", method=m, learning_rate=r, epochs=e, metrics={"acc": 0.7}) for m, r, e in runs])
     named = {drawn.get_label(): drawn for drawn in axis.get_lines() if " at " in drawn.get_label()}
     looks = {name: (drawn.get_color(), drawn.get_marker()) for name, drawn in named.items()}
     assert list(looks) == ["CAP-m at 2e-4", "movement at 2e-4", "CAP-m at 1e-4", "movement at 1e-4"]
